@@ -1,0 +1,44 @@
+"""The `distseg` command: finds the command's module and hands over. Each is also `python -m distseg.NAME`."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from distseg import __version__
+
+# In the order of the data's way. A command's module is imported only when it is asked for.
+COMMANDS = {
+    "phantom": "write a procedural chest CT set: the embedded sample",
+    "prepare": "annotated volumes into a store",
+    "train": "train a model on a store",
+    "evaluate": "score a run",
+    "export": "trace, verify and package a run's model",
+    "predict": "segment volumes with a run or an exported model",
+    "report": "one self-contained HTML page about a run",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        print(f"error: distseg: got command {name!r}; there is none; did you mean {nearest}? See --help", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"distseg.{name}").main(rest)
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {does}" for name, does in COMMANDS.items()]
+    return "\n".join(["usage: distseg COMMAND ...", "", *lines, "", "distseg COMMAND --help says more."])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,266 @@
+"""The whole configuration of a run: frozen dataclasses, read from YAML, changed by `section.key=value`.
+
+World size, ZeRO stage and precision are not here: they belong to the launch (see `launch/`).
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from distseg.errors import DistsegError
+
+IGNORED_LABEL = 255  # pixels of this label count in no loss and in no metric
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    flip_probability: float = 0.5
+    """left-right flip"""
+    affine_probability: float = 0.7
+    """one random rotation + scale + shear + shift, resampled once"""
+    rotate_deg: float = 15.0
+    """largest rotation either way"""
+    scale: tuple[float, float] = (0.85, 1.2)
+    """range of magnification, drawn log-uniformly"""
+    shear: float = 0.05
+    """largest shear either way, as a fraction"""
+    shift: float = 0.05
+    """largest translation either way, as a fraction of image_size"""
+
+    def __post_init__(self) -> None:
+        for name in ("flip_probability", "affine_probability"):
+            _require(0 <= getattr(self, name) <= 1, f"data.augment.{name}", getattr(self, name), "must be in [0, 1]")
+        _require(0 < self.scale[0] <= self.scale[1], "data.augment.scale", self.scale, "must be 0 < low <= high")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    store: str = "store"
+    """folder written by `distseg prepare`"""
+    fold: int = 0
+    """the fold whose patients validate; all others but the test patients train"""
+    image_size: int = 256
+    """side of the square images the network trains on, pixels"""
+    fit: Literal["resize", "crop"] = "resize"
+    """how a slice becomes an image: its longer side scaled to image_size, or a window of image_size at native scale"""
+    window_hu: tuple[float, float] = (-1250.0, 250.0)
+    """HU mapped to 0 and to 1; values outside are clipped"""
+    last_batch: Literal["mask", "drop"] = "mask"
+    """an epoch's last, incomplete global batch: filled up with slices that count for nothing, or left out"""
+    num_threads: int = 2
+    """DALI threads a rank"""
+    log_samples: bool = False
+    """each rank writes RUN/samples/rank<r>.jsonl: what it was given, with digests"""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.window_hu[0] < self.window_hu[1], "data.window_hu", self.window_hu, "must be low < high")
+        _require(self.image_size >= 32, "data.image_size", self.image_size, "must be at least 32")
+        _require(self.num_threads >= 1, "data.num_threads", self.num_threads, "must be at least 1")
+        _require(self.fold >= 0, "data.fold", self.fold, "must be 0 or more")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    encoder: str = "densenet161"
+    """any timm model that gives features at strides 2, 4, 8, 16, 32"""
+    decoder: Literal["unetplusplus", "unetplus", "deeplabv3", "deeplabv3plus"] = "unetplusplus"
+    """unetplus is the predecessor's name of unetplusplus"""
+    encoder_weights: str | None = None
+    """None, "imagenet" (timm's pretrained weights) or a file: .safetensors, .pth"""
+    decoder_widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
+    """channels of the Unet++ nodes at strides 2, 4, 8, 16, 32"""
+    norm: Literal["sync_batch", "batch"] = "sync_batch"
+    """batch statistics of the global batch (N ranks equal one), or of each rank alone"""
+
+    def __post_init__(self) -> None:
+        if self.decoder == "unetplus":
+            object.__setattr__(self, "decoder", "unetplusplus")  # frozen, and nobody has seen it yet
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    bce_weight: float = 1.0
+    dice_weight: float = 1.0
+    smooth: float = 1.0
+    """added to numerator and denominator of Dice, pixels"""
+
+    def __post_init__(self) -> None:
+        _require(self.smooth > 0, "loss.smooth", self.smooth, "must be above 0 so that an empty region has a gradient")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: Literal["adam", "adamw"] = "adam"
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    """after the warm-up: hold lr, or fall to 0 along half a cosine at the last step"""
+    warmup_steps: int = 0
+    """optimizer steps in which lr rises linearly from 0"""
+    max_grad_norm: float | None = None
+    """gradients are scaled down to this global L2 norm; None: not clipped"""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "must be above 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: int = 100
+    max_steps: int | None = None
+    """stop after this many optimizer steps whatever the epochs say"""
+    batch_size_per_rank: int = 2
+    """slices in one forward pass of one rank"""
+    gradient_accumulation_steps: int = 1
+    """forward passes a rank before each optimizer step; the step's loss is the mean over them"""
+    log_every_steps: int = 10
+    """metrics go to the disk, and the device is synchronised, this often; every step is logged all the same"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size_per_rank", "gradient_accumulation_steps", "log_every_steps"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+        _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int | None = None
+    """besides one at the end of each epoch"""
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every_steps is None or self.every_steps >= 1,
+            "checkpoint.every_steps",
+            self.every_steps,
+            "must be at least 1",
+        )
+        _require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    threshold: float = 0.5
+    """a pixel is in a region where its probability is at least this"""
+    empty_masks: Literal["exclude", "one", "zero"] = "exclude"
+    """score of a case whose truth and prediction are both empty: left out of the mean (and counted), 1 or 0"""
+    bootstrap_resamples: int = 2000
+    """patient resamples behind the 95% interval"""
+    batch_size: int = 4
+    """slices in one forward pass"""
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"lung": (1, 2), "infection": (2,)})
+    """region -> the labels it is the union of; the network gives one logit each"""
+    seed: int = 0
+    output_dir: str = "run"
+
+    def __post_init__(self) -> None:
+        _require(len(self.regions) > 0, "regions", "{}", "at least one region is needed")
+        for name, labels in self.regions.items():
+            in_range = len(labels) > 0 and all(1 <= label < IGNORED_LABEL for label in labels)
+            _require(in_range, f"regions.{name}", list(labels), "must name labels from 1 to 254")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "must be in [0, 2^32)")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, as YAML and JSON can hold them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def digest(self) -> str:
+        """SHA-256 of the resolved configuration, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Reads YAML (None: the defaults), then applies `section.key=value` overrides in order.
+
+    Raises:
+        DistsegError: the file is missing or is not a YAML mapping, a key is unknown, a value is of the wrong type or range.
+    """
+    values = _read_yaml(path) if path else {}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        _set_dotted(values, key, yaml.safe_load(text))
+    _check_keys(values, Config, "")
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DistsegError(f"config {key}: got {first['input']!r}; {first['msg']}; see --print-config") from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the resolved configuration as YAML that `load_config` reads back to an equal one."""
+    path.write_text(config_as_yaml(config))
+
+
+def config_as_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DistsegError(f"config file: got {path}; no such file; the shipped ones are in yaml_configs/")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DistsegError(f"config file: got {path}; it must be YAML; {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise DistsegError(f"config file: got {path} holding a {type(values).__name__}; it must hold `section:` mappings")
+    return values
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise DistsegError(f"config override: got {key}; {section!r} is a value, not a section; use --print-config")
+    values[last] = value
+
+
+def _check_keys(values: Mapping[str, Any], schema: type, prefix: str) -> None:
+    """Refuses keys that the dataclass does not have, naming the nearest one of the whole configuration."""
+    fields = {f.name: f.type for f in dataclasses.fields(schema)}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(f"{prefix}{key}", list(_all_keys(Config, "")), n=1, cutoff=0.0)
+            raise DistsegError(f"config key: got {prefix}{key}; no such key; did you mean {near[0]}?")
+        section = fields[key]
+        if isinstance(section, type) and dataclasses.is_dataclass(section) and isinstance(value, Mapping):
+            _check_keys(value, section, f"{prefix}{key}.")
+
+
+def _all_keys(schema: type, prefix: str) -> list[str]:
+    keys = []
+    for f in dataclasses.fields(schema):
+        keys.append(prefix + f.name)
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
+            keys += _all_keys(f.type, f"{prefix}{f.name}.")
+    return keys
+
+
+def _require(holds: bool, key: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise DistsegError(f"config {key}: got {value}; {rule}; see --print-config")

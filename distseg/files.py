@@ -1,0 +1,86 @@
+"""Writing files and folders so that nothing half-written ever stands under its final name.
+
+Everything is written aside (a hidden sibling on the same file system), flushed to disk, then renamed: a reader sees
+the old content or the new one, also after a crash or on a full disk.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Gives a temporary sibling to write a file to; on success it replaces `path`, on failure it vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers such as nibabel choose the format by it.
+    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        yield aside
+        fsync_path(aside)
+        os.replace(aside, path)
+        fsync_path(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_written_aside(path: Path) -> Iterator[Path]:
+    """Gives an empty temporary sibling to fill; on success it takes the name `path`, replacing a folder of that name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            fsync_path(file)
+        replace_folder(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Renames `new` to `path`; a folder already there is moved out of the way first, and back if the rename fails."""
+    old = path.with_name(f".old-{os.getpid()}-{path.name}")
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        if old.exists():
+            os.rename(old, path)
+        raise
+    fsync_path(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fsync_path(path: Path) -> None:
+    """Forces a file's or a folder's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file atomically."""
+    with written_aside(path) as aside:
+        aside.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes readable JSON atomically; NaN is refused by the format and must be null."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,122 @@
+"""The served model: int16 HU in, label mask and region probabilities out; everything between is inside.
+
+The same module scores a run, predicts a volume and is exported, so what is measured is what is served. Scriptable.
+Shapes: B batch, R regions, H rows, W columns.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from distseg.errors import DistsegError
+
+AIR_HU = -1024.0
+
+
+class HuSegmenter(nn.Module):
+    """HU slices of any size to labels at the same size.
+
+    Each slice is scaled so that its longer side is `image_size` (0: kept), padded with air at the right and bottom to
+    what the network's stride divides, windowed, segmented; the logits are cropped and scaled back.
+
+    Args:
+        network: image (B, 1, h, w) in [0, 1] -> logits (B, R, h, w); scripted, traced or eager.
+        window_hu: HU mapped to 0 and to 1.
+        image_size: longer side the network works at, pixels; 0 for the slice's own.
+        stride: what h and w are multiples of.
+        threshold: a pixel is in a region where its probability is at least this.
+        written_labels: the label each region writes, in the order of writing: (region index, label), see `write_order`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        window_hu: tuple[float, float],
+        image_size: int,
+        stride: int,
+        threshold: float,
+        written_labels: Sequence[tuple[int, int]],
+    ):
+        super().__init__()
+        self.network = network
+        self.low_hu, self.high_hu = float(window_hu[0]), float(window_hu[1])
+        self.image_size = image_size
+        self.stride = stride
+        self.threshold = threshold
+        self.region_order = [region for region, _ in written_labels]
+        self.label_order = [label for _, label in written_labels]
+
+    def forward(self, hu_B1HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Segments slices.
+
+        Args:
+            hu_B1HW: int16, Hounsfield units.
+
+        Returns:
+            mask: uint8 labels (B, 1, H, W).
+            probability: float32 (B, R, H, W).
+        """
+        if hu_B1HW.dtype != torch.int16:
+            raise ValueError("input: must be int16 Hounsfield units; cast it")
+        if hu_B1HW.dim() != 4 or hu_B1HW.shape[1] != 1 or hu_B1HW.numel() == 0:
+            raise ValueError("input: must have shape (N, 1, H, W), none of them 0; reshape it")
+        height, width = hu_B1HW.shape[2], hu_B1HW.shape[3]
+        hu = hu_B1HW.float()
+        if self.image_size > 0:
+            longer = max(height, width)
+            size = [
+                max(1, (height * self.image_size + longer // 2) // longer),
+                max(1, (width * self.image_size + longer // 2) // longer),
+            ]
+            hu = F.interpolate(hu, size=size, mode="bilinear", align_corners=False)
+        h, w = hu.shape[2], hu.shape[3]
+        hu = F.pad(hu, [0, -w % self.stride, 0, -h % self.stride], value=-1024.0)  # AIR_HU; scripting knows no globals
+        image = ((hu - self.low_hu) * (1.0 / (self.high_hu - self.low_hu))).clamp(0.0, 1.0)
+        logits = self.network(image)[:, :, :h, :w].float()
+        if self.image_size > 0:
+            logits = F.interpolate(logits, size=[height, width], mode="bilinear", align_corners=False)
+        probability = torch.sigmoid(logits)
+        mask = torch.zeros_like(hu_B1HW, dtype=torch.uint8)
+        for region, label in zip(self.region_order, self.label_order):  # noqa: B905 (scripting knows no strict=)
+            mask = mask.masked_fill(probability[:, region : region + 1] >= self.threshold, label)
+        return mask, probability
+
+
+def write_order(regions: Mapping[str, Sequence[int]]) -> list[tuple[int, int]]:
+    """How overlapping regions become one label map: wide regions first, narrower ones over them.
+
+    A region writes the label that it shares with the fewest other regions: lung = {1, 2} writes 1, infection = {2} 2.
+
+    Returns:
+        (region index, label), in the order of writing.
+
+    Raises:
+        DistsegError: two regions would write one label, so the label map could not tell them apart.
+    """
+    names = list(regions)
+    in_regions = {label: sum(label in labels for labels in regions.values()) for r in regions.values() for label in r}
+    order = sorted(range(len(names)), key=lambda index: -len(set(regions[names[index]])))
+    written = [(index, min(regions[names[index]], key=lambda label: (in_regions[label], label))) for index in order]
+    if len({label for _, label in written}) < len(written):
+        raise DistsegError(
+            f"regions: got {({n: list(v) for n, v in regions.items()})}; each region needs a label of its own to be written "
+            "as; drop or redefine one"
+        )
+    return written
+
+
+def build_segmenter(
+    network: nn.Module,
+    *,
+    stride: int,
+    window_hu: tuple[float, float],
+    image_size: int,
+    fit: str,
+    threshold: float,
+    regions: Mapping[str, Sequence[int]],
+) -> HuSegmenter:
+    """The segmenter of a network trained on whole slices (`fit` resize) or on windows at native scale (crop)."""
+    side = image_size if fit == "resize" else 0
+    return HuSegmenter(network, window_hu, side, stride, threshold, write_order(regions))

@@ -1,0 +1,86 @@
+"""Segments new volumes: `distseg predict RUN_OR_MODEL IN OUT`.
+
+IN is a NIfTI volume or a folder of them; each mask has its volume's shape, axis order and affine. RUN_OR_MODEL is a run
+folder, a folder that `distseg export` wrote, or its model.pt.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from typing import TYPE_CHECKING
+
+from distseg.errors import DistsegError, one_line_errors, positive_int
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    import torch
+    from tqdm import tqdm
+
+    from distseg.data.nifti import hounsfield, read_volume, write_mask
+    from distseg.training.artefact import load_segmenter
+    from distseg.training.inference import segment_volume
+
+    work = volumes_and_masks(args.input, args.output)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    segmenter = load_segmenter(args.model, device)
+    for source, target in tqdm(work, "predict", unit="volume"):
+        volume = read_volume(source)
+        hu_ZYX, origin = hounsfield(volume, args.intensity)
+        mask_ZYX = segment_volume(segmenter, hu_ZYX, device, args.batch_size)
+        write_mask(target, mask_ZYX, volume)
+        voxel_ml = float(torch.tensor(volume.spacing_mm).prod()) / 1000
+        volumes = ", ".join(f"label {label} {(mask_ZYX == label).sum() * voxel_ml:.1f} ml" for label in _labels(mask_ZYX))
+        tqdm.write(f"{target}: {volumes or 'nothing found'} (intensity {origin})")
+    return 0
+
+
+def volumes_and_masks(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """Which file each volume's mask goes to: OUT itself for one volume, OUT/<same name> for a folder.
+
+    Raises:
+        DistsegError: nothing to read, or OUT does not fit.
+    """
+    from distseg.data.nifti import SUFFIXES, is_nifti
+
+    if source.is_dir():
+        volumes = [path for path in sorted(source.iterdir()) if is_nifti(path)]
+        if not volumes:
+            raise DistsegError(f"input: got folder {source} without a .nii or .nii.gz file; at least one is needed")
+        if target.is_file() or target.name.endswith(SUFFIXES):
+            raise DistsegError(f"output: got file {target} for a folder of volumes; it must be a folder")
+        return [(path, target / path.name) for path in volumes]
+    if not source.is_file():
+        raise DistsegError(f"input: got {source}; no such file or folder; check the path")
+    if target.is_dir():
+        return [(source, target / source.name)]
+    if not target.name.endswith(SUFFIXES):
+        raise DistsegError(f"output: got {target}; a mask's name must end in .nii.gz or .nii; rename it")
+    return [(source, target)]
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="distseg predict", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("model", type=Path, metavar="RUN_OR_MODEL")
+    parser.add_argument("input", type=Path, metavar="IN", help="a NIfTI volume, or a folder of them")
+    parser.add_argument("output", type=Path, metavar="OUT", help="the mask's file, or a folder for masks")
+    parser.add_argument("--batch-size", type=positive_int, default=4, help="slices in one forward pass (default 4)")
+    parser.add_argument("--intensity", choices=("auto", "hu", "grey"), default="auto", help="of the volumes (default auto)")
+    return parser.parse_args(argv)
+
+
+def _labels(mask: "np.ndarray") -> list[int]:
+    import numpy as np
+
+    return [int(label) for label in np.unique(mask) if label]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,118 @@
+"""Trains a model: `accelerate launch distseg/train.py --config X.yaml [section.key=value ...]`.
+
+The same through `torchrun distseg/train.py`, `python -m distseg.train` and `distseg train`. The predecessor's flags work
+too: `--encoder densenet201 --base unetplus --datadir SRC --savedir_base RUNS` trains into RUNS/unetplus_densenet201.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
+    # Run as a script, Python puts this folder first on the path, where our models, export, ... would hide other packages'.
+    sys.path.pop(0)
+
+from distseg.config import Config, config_as_yaml, load_config
+from distseg.errors import one_line_errors
+
+if TYPE_CHECKING:
+    from distseg.data.store import Store
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    config = load_config(args.config, [*_predecessor_overrides(args), *args.overrides])
+    if args.print_config:
+        print(config_as_yaml(config), end="")
+        return 0
+    train(config, resume=args.resume, source=args.datadir)
+    return 0
+
+
+def train(config: Config, *, resume: bool = False, source: Path | None = None) -> None:
+    """Trains the model of a configuration into its output_dir.
+
+    Args:
+        config: the whole configuration.
+        resume: go on from the newest complete checkpoint in output_dir; from the start where there is none, saying so.
+        source: volumes to bring the store up to date with first; None: the store is as it is.
+    """
+    # Imported here, so that --help and --print-config answer at once.
+    from distseg.data.store import open_store
+    from distseg.training.figures import draw_run
+    from distseg.training.loop import build_trainer
+    from distseg.training.ranks import connect_ranks, disconnect_ranks
+    from distseg.training.run_folder import RunFolder
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    folder = RunFolder(Path(config.output_dir))
+    folder.check_same_run(config) if resume else folder.check_free()
+    accelerator = connect_ranks(config.train.gradient_accumulation_steps, folder.root)
+    clean = False
+    try:
+        with accelerator.main_process_first():
+            store = _prepared(source, config) if source else open_store(Path(config.data.store))
+        trainer = build_trainer(config, accelerator, folder, store)
+        resumed = resume and trainer.restore()
+        if accelerator.is_main_process:
+            start = f"resumes after step {trainer.progress.step}" if resumed else "starts from the beginning"
+            no_checkpoint = " (--resume: no complete checkpoint there)" if resume and not resumed else ""
+            print(f"{folder.root} {start}{no_checkpoint}: {trainer.describe()}", flush=True)
+            folder.begin(config, trainer.progress.step, accelerator.num_processes, accelerator.mixed_precision)
+        accelerator.wait_for_everyone()
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.progress.step + 1}})
+        trainer.fit()
+        accelerator.end_training()
+        if accelerator.is_main_process:
+            draw_run(folder, config, store, accelerator.device)
+        clean = True
+    finally:
+        disconnect_ranks(clean)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="distseg train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
+    parser.add_argument("--config", type=Path, help="YAML file; without it, the defaults")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in output_dir")
+    habits = parser.add_argument_group("the predecessor's flags")
+    habits.add_argument("--encoder", help="model.encoder")
+    habits.add_argument("--base", choices=("unetplus", "deeplabv3", "deeplabv3plus"), help="model.decoder")
+    habits.add_argument("--datadir", type=Path, metavar="SRC", help="volumes, prepared into RUNS/store first")
+    habits.add_argument("--savedir_base", type=Path, metavar="RUNS", help="the run goes into RUNS/<base>_<encoder>")
+    args = parser.parse_intermixed_args(argv)
+    if wrong := [override for override in args.overrides if "=" not in override]:
+        parser.error(f"override: got {wrong[0]!r}; it must be section.key=value")
+    together = (args.encoder, args.base, args.datadir, args.savedir_base)
+    if any(together) and not all(together):
+        parser.error("--encoder, --base, --datadir and --savedir_base go together; give all four or none")
+    return args
+
+
+def _predecessor_overrides(args: argparse.Namespace) -> list[str]:
+    if not args.base:
+        return []
+    return [
+        f"model.encoder={args.encoder}",
+        f"model.decoder={args.base}",
+        f"data.store={args.savedir_base / 'store'}",
+        f"output_dir={args.savedir_base / f'{args.base}_{args.encoder}'}",
+    ]
+
+
+def _prepared(source: Path, config: Config) -> "Store":
+    """The store of the predecessor's --datadir: five folds by the config's seed."""
+    from distseg.data.prepare import prepare_store
+
+    root, workers = Path(config.data.store), os.cpu_count() or 1
+    return prepare_store(source, root, n_folds=5, n_test=0, seed=config.seed, workers=workers)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Training: connected ranks, the loop, checkpoints, the run folder, and scoring."""

@@ -1,0 +1,191 @@
+"""The exported model: traced, verified against eager, described, and read back.
+
+    model/  model.pt (TorchScript, metadata inside)  model.json (the same metadata, verification figures, sha256)
+
+The network is traced, the segmenter around it scripted: a traced segmenter would bake one input's padding in.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from distseg import __version__
+from distseg.config import Config
+from distseg.data.layouts import LABELS
+from distseg.errors import DistsegError
+from distseg.files import folder_written_aside, sha256_of, write_json
+from distseg.models.serving import HuSegmenter, write_order
+from distseg.training.inference import Segmenter
+from distseg.training.run_folder import best_metadata, load_best, open_run
+
+METADATA = "distseg.json"  # name of the metadata inside model.pt
+# Batch, height, width: batch 1 and 3, odd, smaller than the stride, not square. The trace is made at another shape.
+CHECKED_SHAPES = ((1, 512, 512), (3, 256, 256), (1, 63, 101), (3, 37, 224), (2, 17, 9), (1, 1, 1))
+TOLERANCE = 1e-5  # probability; eager and file run the same kernels and mostly agree to the bit
+
+
+def export_run(run: Path, out: Path) -> dict[str, Any]:
+    """Writes the verified model of a run to `out`; on any failure `out` stays as it was.
+
+    Returns:
+        What is in model.json.
+
+    Raises:
+        DistsegError: no finished run, `out` holds something else, or the file does not agree with the eager model.
+    """
+    folder, config = open_run(run)
+    if out.exists() and not (out / "model.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise DistsegError(f"output: got {out}, which holds something else; give a new folder or an earlier export")
+    network, segmenter = load_best(folder, config)
+    described = describe(config, network, segmenter, best_metadata(folder))
+    with folder_written_aside(out) as aside:
+        write_torchscript(segmenter, network, aside / "model.pt", described)
+        described["verification"] = verify(segmenter, aside / "model.pt")
+        described["sha256"] = sha256_of(aside / "model.pt")
+        write_json(aside / "model.json", described)
+    return described
+
+
+def describe(config: Config, network: nn.Module, segmenter: HuSegmenter, best: dict[str, str]) -> dict[str, Any]:
+    """What a user of the file has to know, and where it came from."""
+    region_of_index = list(config.regions)
+    return {
+        "distseg": __version__,
+        "torch": torch.__version__,
+        "input": {"name": "HU", "dtype": "int16", "shape": ["N", 1, "H", "W"], "unit": "Hounsfield"},
+        "outputs": [
+            {"name": "MASK", "dtype": "uint8", "shape": ["N", 1, "H", "W"]},
+            {"name": "PROB", "dtype": "float32", "shape": ["N", len(config.regions), "H", "W"]},
+        ],
+        "labels": LABELS,
+        "regions": {name: list(labels) for name, labels in config.regions.items()},
+        "written_labels": {region_of_index[index]: label for index, label in write_order(config.regions)},
+        "window_hu": list(config.data.window_hu),
+        "image_size": segmenter.image_size,
+        "stride": segmenter.stride,
+        "threshold": segmenter.threshold,
+        "model": {"encoder": config.model.encoder, "decoder": config.model.decoder},
+        "weights_sha256": digest_of_weights(network),
+        "training": {"config_sha256": config.digest(), "best": best},
+    }
+
+
+def write_torchscript(segmenter: HuSegmenter, network: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
+    """Traces the network, scripts the segmenter around it and saves both as one file."""
+    side = 2 * segmenter.stride
+    with warnings.catch_warnings(), torch.inference_mode():
+        # torch 2.14 calls TorchScript deprecated; it is what C++ and Triton's pytorch backend load.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(network, torch.zeros(1, 1, side, side), check_trace=False)
+        settings = (segmenter.low_hu, segmenter.high_hu), segmenter.image_size, segmenter.stride, segmenter.threshold
+        written = list(zip(segmenter.region_order, segmenter.label_order, strict=True))
+        scripted = torch.jit.script(HuSegmenter(traced, *settings, written).eval())
+        scripted.save(str(path), _extra_files={METADATA: json.dumps(metadata)})
+
+
+def verify(segmenter: HuSegmenter, path: Path) -> dict[str, Any]:
+    """Compares the file, loaded by a Python process that cannot import distseg, with the eager model.
+
+    Raises:
+        DistsegError: a mask differs or a probability is off by more than `TOLERANCE`.
+    """
+    inputs = [_test_slices(*shape, seed) for seed, shape in enumerate(CHECKED_SHAPES)]
+    inputs_file, outputs_file = path.with_name("inputs.pt"), path.with_name("outputs.pt")
+    try:
+        torch.save(inputs, inputs_file)
+        _run_without_distseg(path, inputs_file, outputs_file)
+        outputs = torch.load(outputs_file, weights_only=True)
+    finally:
+        inputs_file.unlink(missing_ok=True)
+        outputs_file.unlink(missing_ok=True)
+    checks = []
+    for hu_B1HW, (mask, probability) in zip(inputs, outputs, strict=True):
+        with torch.inference_mode():
+            eager_mask, eager_probability = segmenter(hu_B1HW)
+        checks.append(
+            {
+                "shape": list(hu_B1HW.shape),
+                "max_probability_difference": float((probability - eager_probability).abs().max()),
+                "differing_mask_pixels": int((mask != eager_mask).sum()),
+            }
+        )
+        worst = checks[-1]
+        if not worst["max_probability_difference"] <= TOLERANCE or worst["differing_mask_pixels"]:
+            raise DistsegError(
+                f"export: the file differs from the eager model at shape {worst['shape']} by "
+                f"{worst['max_probability_difference']:g} in probability and {worst['differing_mask_pixels']} mask pixels; "
+                f"at most {TOLERANCE:g} and 0 are accepted; nothing was written; report this model"
+            )
+    return {"tolerance": TOLERANCE, "loaded_without_distseg": True, "checks": checks}
+
+
+def load_segmenter(source: Path, device: torch.device) -> Segmenter:
+    """The segmenter of a run folder, of an export folder or of a model.pt.
+
+    Raises:
+        DistsegError: none of the three, or damaged.
+    """
+    if (source / "config.yaml").is_file():
+        return load_best(*open_run(source))[1].to(device)
+    path = source / "model.pt" if source.is_dir() else source
+    if not path.is_file():
+        raise DistsegError(f"model: got {source}; it must be a run folder, an export folder or a model.pt; check the path")
+    extra = {METADATA: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DistsegError(f"model {path}: not a readable TorchScript file ({reason}); export it again") from None
+    if not extra[METADATA]:
+        raise DistsegError(f"model {path}: got a TorchScript file without {METADATA}; it must come from `distseg export`")
+    return model.eval()
+
+
+def digest_of_weights(network: nn.Module) -> str:
+    """SHA-256 over names and values of the state dict (the bytes of a .pt change with its file name)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _test_slices(batch: int, height: int, width: int, seed: int) -> torch.Tensor:
+    """Smooth random HU over the whole range that a scanner gives, so that the network has edges to see."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.uniform(-1024, 1500, (batch, 1, 8, 8)).astype(np.float32)
+    smooth = nn.functional.interpolate(torch.from_numpy(coarse), (height, width), mode="bicubic")
+    noise = torch.from_numpy(generator.normal(0, 30, smooth.shape))
+    return (smooth + noise).clamp(-32768, 32767).to(torch.int16)
+
+
+def _run_without_distseg(model: Path, inputs: Path, outputs: Path) -> None:
+    """Runs the file as a service would: a bare torch process, isolated from this package."""
+    script = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.modules["distseg"] = None  # any import of it raises
+import torch
+torch.set_num_threads(int(sys.argv[4]))
+model = torch.jit.load(sys.argv[1])
+with torch.inference_mode():
+    torch.save([model(hu) for hu in torch.load(sys.argv[2], weights_only=True)], sys.argv[3])
+"""
+    # As many threads as here: the order of a sum, and so its last bit, depends on them.
+    words = [sys.executable, "-I", "-c", script, str(model), str(inputs), str(outputs), str(torch.get_num_threads())]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DistsegError(f"export: the file does not run outside distseg ({last}); nothing was written; report this model")

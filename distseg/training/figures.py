@@ -1,0 +1,97 @@
+"""Pictures of a run: learning curves, and slices with the outlines of truth and prediction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from distseg.config import Config
+from distseg.data.store import Store
+from distseg.files import written_aside
+from distseg.training.inference import ScoredCase, score_cases
+from distseg.training.run_folder import RunFolder, load_best, read_rows
+
+LUNG_WINDOW_HU = (-1250, 250)
+COLOURS = ("#4cc9f0", "#ff6b35", "#b5e48c", "#f15bb5")  # of label 1, 2, ...: apart for colour-blind eyes on grey
+
+
+@dataclass(frozen=True)
+class Overlay:
+    title: str
+    hu_YX: np.ndarray
+    truth_YX: np.ndarray
+    mask_YX: np.ndarray
+
+
+def draw_run(folder: RunFolder, config: Config, store: Store, device: torch.device) -> None:
+    """figures/curves.png and, with the best weights on the validation split, figures/overlays.png."""
+    draw_curves(read_rows(folder.metrics), folder.figures / "curves.png")
+    if not folder.best_weights.is_file():
+        return
+    _, segmenter = load_best(folder, config)
+    cases = store.cases_of("val", config.data.fold)[:2]
+    scored = score_cases(segmenter.to(device), store, cases, config.regions, device, config.evaluate.batch_size)
+    draw_overlays([overlay for case in scored for overlay in telling_slices(case)], folder.figures / "overlays.png")
+
+
+def telling_slices(scored: ScoredCase) -> list[Overlay]:
+    """The slices of a case with most disease, with most error, and in its middle."""
+    disease = (scored.truth_ZYX == scored.truth_ZYX.max()).sum(axis=(1, 2))
+    error = (scored.truth_ZYX != scored.mask_ZYX).sum(axis=(1, 2))
+    chosen = {int(disease.argmax()): "most disease", int(error.argmax()): "most error", len(error) // 2: "middle"}
+    return [
+        Overlay(f"{scored.case.id}, slice {z}: {why}", scored.hu_ZYX[z], scored.truth_ZYX[z], scored.mask_ZYX[z])
+        for z, why in chosen.items()
+    ]
+
+
+def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss over steps, Dice over steps, train and validation; nothing for no rows."""
+    if not rows:
+        return
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    loss, dice = figure.subplots(1, 2)
+    for split, style in (("train", {"alpha": 0.6, "linewidth": 1}), ("val", {"marker": "o", "markersize": 3})):
+        of_split = [row for row in rows if row["split"] == split]
+        steps = [row["step"] for row in of_split]
+        loss.plot(steps, [row["loss"] for row in of_split], label=split, **style)
+        for index, name in enumerate(rows[0]["dice"]):
+            values = [row["dice"][name] for row in of_split]
+            colour = COLOURS[index % len(COLOURS)]
+            dice.plot(steps, [np.nan if v is None else v for v in values], color=colour, label=f"{name} {split}", **style)
+    loss.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    dice.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
+    for axes in (loss, dice):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_overlays(overlays: Sequence[Overlay], path: Path, columns: int = 3) -> None:
+    """Slices in the lung window; truth as dashed, prediction as solid outline, a colour a label."""
+    rows = -(-len(overlays) // columns)
+    figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in all_axes:
+        axes.set_axis_off()
+    for axes, overlay in zip(all_axes, overlays, strict=False):
+        axes.imshow(overlay.hu_YX, cmap="gray", vmin=LUNG_WINDOW_HU[0], vmax=LUNG_WINDOW_HU[1])
+        axes.set_title(overlay.title, fontsize=8)
+        for labels, style in ((overlay.truth_YX, "dashed"), (overlay.mask_YX, "solid")):
+            for label in range(1, int(labels.max()) + 1):
+                if (labels == label).any():
+                    colour = COLOURS[(label - 1) % len(COLOURS)]
+                    axes.contour(labels == label, levels=[0.5], colors=colour, linestyles=style, linewidths=1)
+    figure.suptitle("dashed: truth, solid: prediction", fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=110, format="png")

@@ -1,0 +1,298 @@
+"""The training loop: plain data-parallel steps on Accelerate, validated each epoch, resumable at any step.
+
+A step is an optimizer step, an epoch one pass over the data. All randomness of a step (dropout) comes from a seed made of
+(seed, rank, step), so a resumed run is the same run.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from distseg.config import IGNORED_LABEL, Config
+from distseg.data.pipeline import Batch, SliceLoader, build_train_loader, build_val_loader
+from distseg.data.plan import Plan, Position, sample_ids
+from distseg.data.store import SliceFiles, Store
+from distseg.errors import DistsegError
+from distseg.kernels import region_bits, region_sums, region_targets, sum_over_ranks
+from distseg.losses import BceDiceLoss, LossTerms, build_loss
+from distseg.metrics import confusion_counts, mean_defined, scores_from_counts
+from distseg.models import build_model
+from distseg.models.network import check_input_shape
+from distseg.models.norm import synchronise_batch_norm
+from distseg.optim import build_optimizer, learning_rate, set_learning_rate
+from distseg.training.checkpoint import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
+from distseg.training.ranks import check_same_parameters
+from distseg.training.run_folder import RunFolder, save_best
+
+
+@dataclass
+class Trainer:
+    """What a run holds while it trains; `fit` is the loop."""
+
+    config: Config
+    accelerator: Accelerator
+    folder: RunFolder
+    network: nn.Module
+    optimizer: Any
+    criterion: BceDiceLoss
+    train_slices: Sequence[SliceFiles]
+    val_slices: Sequence[SliceFiles]
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        train, ranks = self.config.train, self.accelerator
+        shape = {"batch_size_per_rank": train.batch_size_per_rank, "rank": ranks.process_index}
+        shape["world_size"] = ranks.num_processes
+        self.plan = Plan(
+            len(self.train_slices),
+            seed=self.config.seed,
+            accumulation=train.gradient_accumulation_steps,
+            last_batch=self.config.data.last_batch,
+            **shape,
+        )
+        self.val_plan = Plan(len(self.val_slices), **shape)
+        if self.plan.steps_left(Position()) == 0:
+            raise DistsegError(
+                f"train.batch_size_per_rank: got {train.batch_size_per_rank}, a global batch of {self.plan.global_batch} for "
+                f"{len(self.train_slices)} slices; with data.last_batch=drop an epoch needs one whole batch; lower it or use mask"
+            )
+
+    def restore(self) -> bool:
+        """Goes on from the newest complete checkpoint; False where there is none."""
+        found = newest_checkpoint(self.folder.checkpoints)
+        if found is None:
+            return False
+        checkpoint, self.progress = found
+        weights, optimizer = load_checkpoint(checkpoint)
+        self.accelerator.unwrap_model(self.network).load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer["optimizer"])
+        if self.accelerator.scaler is not None and "scaler" in optimizer:
+            self.accelerator.scaler.load_state_dict(optimizer["scaler"])
+        return True
+
+    def describe(self) -> str:
+        """One line for the user: data, model and step, before a long wait."""
+        ranks, plan = self.accelerator, self.plan
+        parameters = sum(p.numel() for p in self.network.parameters())
+        return (
+            f"{self.config.model.decoder} on {self.config.model.encoder}, {parameters / 1e6:.1f} M parameters; "
+            f"{len(self.train_slices)} slices train, {len(self.val_slices)} validate; {ranks.num_processes} rank(s) on "
+            f"{ranks.device.type}, precision {ranks.mixed_precision}, global batch {plan.global_batch}, "
+            f"{plan.steps_left(Position())} steps an epoch"
+        )
+
+    def fit(self) -> None:
+        """Trains to the last step of the configuration."""
+        total_steps = self._total_steps()
+        batches = iter(self._train_loader())
+        self._val_batches = iter(self._val_loader())
+        log = StepLog(self, total_steps)
+        first = self.progress.step
+        while self.progress.step < total_steps:
+            step = self.progress.step
+            set_learning_rate(self.optimizer, learning_rate(self.config.optim, step, total_steps))
+            torch.manual_seed(_step_seed(self.config.seed, self.accelerator.process_index, step))
+            terms, batch = self._optimizer_step(batches, log)
+            if step == first:
+                check_same_parameters(self.network)
+            self.progress = replace(self.progress, step=step + 1, position=batch.plan.position)
+            log.add(terms, batch)
+            self._after_step(log, epoch_ended=batch.plan.position.epoch > batch.plan.epoch, last=step + 1 == total_steps)
+        log.close()
+
+    def _optimizer_step(self, batches: Iterator[Batch], log: "StepLog") -> tuple[list[LossTerms], Batch]:
+        terms = []
+        for _ in range(self.config.train.gradient_accumulation_steps):
+            batch = log.timed_next(batches)
+            with self.accelerator.accumulate(self.network):
+                logits_BRHW = self.network(batch.image_B1HW)
+                terms.append(self.criterion(logits_BRHW, batch.label_BHW))
+                self.accelerator.backward(terms[-1].loss)
+                if self.accelerator.sync_gradients and self.config.optim.max_grad_norm is not None:
+                    self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.optim.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return terms, batch
+
+    def _after_step(self, log: "StepLog", *, epoch_ended: bool, last: bool) -> None:
+        every = self.config.checkpoint.every_steps
+        step = self.progress.step
+        if step % self.config.train.log_every_steps == 0 or epoch_ended or last:
+            log.flush()
+        if epoch_ended or last:
+            self._validate(log)
+        if epoch_ended or last or (every is not None and step % every == 0):
+            log.flush()
+            self._save()
+
+    def _validate(self, log: "StepLog") -> None:
+        loss, dice = self._score_val()
+        log.add_validation(loss, dice)
+        score = mean_defined(list(dice.values()))
+        if math.isnan(score) or (self.progress.best_score is not None and score <= self.progress.best_score):
+            return
+        self.progress = replace(self.progress, best_score=score, best_step=self.progress.step)
+        if self.accelerator.is_main_process:
+            metadata = {"step": str(self.progress.step), "mean_dice": f"{score:.6f}"}
+            save_best(self.folder.best_weights, self._weights(), metadata)
+
+    @torch.no_grad()
+    def _score_val(self) -> tuple[float, dict[str, float]]:
+        """Loss and Dice of a region over all pixels of the validation slices, whatever the number of ranks."""
+        self.network.eval()
+        sums = counts = None
+        for _ in range(self.val_plan.steps_left(Position())):
+            batch = next(self._val_batches)
+            logits_BRHW = self.network(batch.image_B1HW)
+            batch_sums = region_sums(logits_BRHW, batch.label_BHW, self.criterion.bits).double()
+            truth_BRHW = region_targets(batch.label_BHW, self.criterion.bits)
+            batch_counts = confusion_counts(logits_BRHW >= 0, truth_BRHW, batch.label_BHW != IGNORED_LABEL)
+            sums = batch_sums if sums is None else sums + batch_sums
+            counts = batch_counts if counts is None else counts + batch_counts
+        self.network.train()
+        loss = self.criterion.from_sums(sum_over_ranks(sums)).loss.item()
+        counts = sum_over_ranks(counts).tolist()
+        regions = self.config.regions
+        return loss, {name: scores_from_counts(row)["dice"] for name, row in zip(regions, counts, strict=True)}
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            state = {"optimizer": self.optimizer.state_dict()}
+            if self.accelerator.scaler is not None:
+                state["scaler"] = self.accelerator.scaler.state_dict()
+            keep = self.config.checkpoint.keep_last
+            save_checkpoint(self.folder.checkpoints, self.progress, self._weights(), state, keep)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return self.accelerator.unwrap_model(self.network).state_dict()
+
+    def _total_steps(self) -> int:
+        """Steps done, those left of this epoch, and whole epochs after it (so also right on another number of ranks)."""
+        position, train = self.progress.position, self.config.train
+        whole_epochs = max(0, train.epochs - position.epoch - 1)
+        left = self.plan.steps_left(position) if position.epoch < train.epochs else 0
+        total = self.progress.step + left + whole_epochs * self.plan.steps_left(Position())
+        return total if train.max_steps is None else min(total, train.max_steps)
+
+    def _train_loader(self) -> SliceLoader:
+        device, start = self.accelerator.device, self.progress.position
+        return build_train_loader(self.config.data, self.train_slices, self.plan, self.config.seed, device, start)
+
+    def _val_loader(self) -> SliceLoader:
+        return build_val_loader(self.config.data, self.val_slices, self.val_plan, self.accelerator.device)
+
+
+class StepLog:
+    """Progress bar, metrics.jsonl, trackers and the sample log; one device synchronisation a flush."""
+
+    def __init__(self, trainer: Trainer, total_steps: int):
+        self.trainer = trainer
+        self.main = trainer.accelerator.is_main_process
+        self.bar = tqdm(
+            total=total_steps, initial=trainer.progress.step, desc="train", unit="step", disable=not self.main, smoothing=0.1
+        )
+        self._waiting: list[tuple[dict[str, Any], torch.Tensor]] = []
+        self._wait_s = 0.0
+        self._since = time.perf_counter()
+
+    def timed_next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the time it was waited for is logged, and its samples where data.log_samples says so."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self._wait_s += time.perf_counter() - start
+        trainer = self.trainer
+        if trainer.config.data.log_samples:
+            ids = sample_ids([files.id for files in trainer.train_slices], batch.plan)
+            trainer.folder.append_samples(trainer.accelerator.process_index, trainer.progress.step + 1, batch, ids)
+        return batch
+
+    def add(self, terms: Sequence[LossTerms], batch: Batch) -> None:
+        """Notes a step; its figures stay on the device until the next flush."""
+        row = {"step": self.trainer.progress.step, "epoch": batch.plan.epoch, "split": "train"}
+        row["lr"] = self.trainer.optimizer.param_groups[0]["lr"]
+        figures = torch.stack([torch.cat([t.loss.view(1), t.bce.view(1), t.dice_R]) for t in terms]).mean(dim=0)
+        self._waiting.append((row, figures.detach()))
+        self.bar.update()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        figures = torch.stack([figures for _, figures in self._waiting]).tolist()  # waits for the device
+        elapsed_s = time.perf_counter() - self._since
+        speed = len(self._waiting) * self.trainer.plan.global_batch / elapsed_s
+        rows = []
+        for (row, _), (loss, bce, *dice) in zip(self._waiting, figures, strict=True):
+            row |= {"loss": loss, "bce": bce, "dice": dict(zip(self.trainer.config.regions, dice, strict=True))}
+            rows.append(row | {"slices_per_s": speed, "data_wait": self._wait_s / elapsed_s})
+        self._waiting, self._wait_s, self._since = [], 0.0, time.perf_counter()
+        shown = " ".join(f"{name} {value:.3f}" for name, value in rows[-1]["dice"].items())
+        self.bar.set_postfix_str(f"loss {rows[-1]['loss']:.4f}, Dice {shown}, {speed:.1f} slices/s", refresh=False)
+        self._write(rows)
+
+    def add_validation(self, loss: float, dice: dict[str, float]) -> None:
+        progress = self.trainer.progress
+        # The epoch that was validated: the plan's position may already be at the next one's start.
+        epoch = progress.position.epoch - (progress.position.samples == 0)
+        defined = {name: None if math.isnan(value) else value for name, value in dice.items()}
+        mean = mean_defined(list(dice.values()))
+        row = {"step": progress.step, "epoch": epoch, "split": "val", "loss": loss, "dice": defined}
+        self._write([row | {"mean_dice": None if math.isnan(mean) else mean}])
+        if self.main:
+            self.trainer.folder.write_score_list()
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in dice.items())
+            self.bar.write(f"epoch {epoch}  step {progress.step}  val loss {loss:.4f}  Dice {shown}")
+        self._since = time.perf_counter()  # validation is not training time
+
+    def close(self) -> None:
+        self.bar.close()
+
+    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+        if not self.main:
+            return
+        self.trainer.folder.append_metrics(rows)
+        for row in rows:
+            split = row["split"]
+            values = {f"{split}/{key}": row[key] for key in ("loss", "bce", "lr", "slices_per_s") if key in row}
+            values |= {f"{split}/dice/{name}": value for name, value in row["dice"].items() if value is not None}
+            self.trainer.accelerator.log(values, step=row["step"])
+
+
+def build_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, store: Store) -> Trainer:
+    """Everything a run needs, on its device and wrapped for its ranks.
+
+    Raises:
+        DistsegError: the store's labels, fold or slices do not do for the configuration.
+    """
+    _check_labels(config, store)
+    slices = {split: store.slices_of(store.cases_of(split, config.data.fold)) for split in ("train", "val")}
+    for split, found in slices.items():
+        if not found:
+            raise DistsegError(f"split {split}: got no slice in {store.root}, fold {config.data.fold}; choose another data.fold")
+    torch.manual_seed(config.seed)  # the same first weights on every rank
+    network = build_model(config.model, in_channels=1, n_regions=len(config.regions))
+    check_input_shape(config.data.image_size, config.data.image_size, network.stride)
+    if config.model.norm == "sync_batch" and accelerator.num_processes > 1:
+        network = synchronise_batch_norm(network, accelerator.device.type)
+    optimizer = build_optimizer(config.optim, network)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    criterion = build_loss(config.loss, region_bits(config.regions))
+    return Trainer(config, accelerator, folder, network, optimizer, criterion, slices["train"], slices["val"])
+
+
+def _check_labels(config: Config, store: Store) -> None:
+    known = set(store.labels.values())
+    for name, labels in config.regions.items():
+        if unknown := sorted(set(labels) - known):
+            raise DistsegError(f"regions.{name}: got label {unknown[0]}; {store.root} has {dict(store.labels)}; choose from them")
+
+
+def _step_seed(seed: int, rank: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1)[0])

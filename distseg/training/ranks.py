@@ -1,0 +1,114 @@
+"""Connecting the ranks of a job, and refusing a job that is not the one that was asked for.
+
+`accelerate launch` and `torchrun` both start jobs that train wrong and say nothing (one process where several were asked
+for, several that do not know of each other). Every check here is for one of those.
+"""
+
+import os
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from distseg.errors import DistsegError
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+def connect_ranks(accumulation: int, project_dir: Path) -> Accelerator:
+    """Joins this process to its job; precision and world size come from the launch.
+
+    Args:
+        accumulation: forward passes a rank per optimizer step.
+        project_dir: where trackers write.
+
+    Raises:
+        DistsegError: the job is not what the launch asked for, or its strategy is not supported.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports deepspeed, which looks for a GPU otherwise
+    # cpu= must be said here: without it, ranks on a machine without GPUs are not connected (accelerate 1.15).
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        gradient_accumulation_steps=accumulation,
+        log_with="tensorboard",
+        project_dir=project_dir,
+    )
+    check_world(accelerator.num_processes, accelerator.distributed_type)
+    return accelerator
+
+
+def check_world(connected: int, strategy: DistributedType) -> None:
+    """Compares the ranks that are connected with those that the launcher was told to start."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if connected != launched or (launched > 1 and strategy == DistributedType.NO):
+        raise DistsegError(
+            f"launch: got {launched} processes of which {connected} are connected; they would train apart; "
+            "use `torchrun --nproc_per_node N` or `accelerate launch --config_file launch/cpu.yaml --num_processes N`"
+        )
+    asked = processes_asked_for()
+    if asked is not None and asked != connected:
+        raise DistsegError(
+            f"launch: got {connected} process(es); accelerate launch was asked for {asked}; `--cpu` and MULTI_CPU start one "
+            "only: use --config_file launch/cpu.yaml --num_processes N"
+        )
+    if strategy not in SUPPORTED:
+        raise DistsegError(
+            f"launch: got strategy {strategy.value}; supported are {', '.join(s.value for s in SUPPORTED)}; "
+            "use a file of launch/"
+        )
+
+
+def processes_asked_for() -> int | None:
+    """What this process's `accelerate launch` was told with --num_processes or its config file; None without one.
+
+    accelerate hands the number on in no environment variable when it decides to start a single process.
+    """
+    launcher = psutil.Process().parent()
+    words = launcher.cmdline() if launcher else []
+    starts = [i for i, word in enumerate(words) if Path(word).name in ("accelerate", "accelerate-launch", "launch.py")]
+    if not starts:
+        return None
+    from accelerate.commands.launch import launch_command_parser, load_config_from_file
+
+    arguments = words[starts[0] + 1 :]
+    if arguments and arguments[0] == "launch":
+        arguments = arguments[1:]
+    args, _ = launch_command_parser().parse_known_args(arguments)
+    if args.num_processes is None and args.config_file is not None:
+        return load_config_from_file(args.config_file).num_processes
+    return args.num_processes
+
+
+def check_same_parameters(network: nn.Module) -> None:
+    """Stops every rank if their parameters differ; called once, after the first optimizer step.
+
+    Raises:
+        DistsegError: naming the ranks that differ from rank 0.
+    """
+    if not dist.is_initialized():
+        return
+    with torch.no_grad():
+        # Two different sums, in float64: a difference in any parameter shows in one of them.
+        sums = torch.stack(
+            [torch.stack([p.double().sum(), p.double().square().sum()]) for p in network.parameters()]
+        ).flatten()
+    of_ranks = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
+    dist.all_gather(of_ranks, sums)
+    if different := [rank for rank, other in enumerate(of_ranks) if not torch.equal(other, of_ranks[0])]:
+        raise DistsegError(
+            f"launch: parameters of rank(s) {different} differ from rank 0 after the first step; gradients are not shared; "
+            "check the strategy in the launch file"
+        )
+
+
+def disconnect_ranks(clean: bool) -> None:
+    """Leaves the process group; on a clean end, together (a rank that leaves early may abort the others)."""
+    if dist.is_initialized():
+        if clean:
+            dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,236 @@
+"""The folder of a run: what it was told, what it saw, what it measured.
+
+    run/  config.yaml  environment.json  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors  figures/
+          samples/rank<r>.jsonl  tensorboard/  eval/<split>/  report.html
+"""
+
+import csv
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from distseg.config import Config, config_as_yaml, load_config
+from distseg.data.pipeline import Batch
+from distseg.errors import DistsegError
+from distseg.files import write_json, write_text, written_aside
+from distseg.models import SegmentationNetwork, build_model
+from distseg.models.serving import HuSegmenter, build_segmenter
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "nvidia-dali-cuda130", "numpy")
+# Keys that a resumed run may change: they alter neither the samples, nor the model, nor a step's arithmetic.
+FREE_ON_RESUME = ("train.epochs", "train.max_steps", "train.log_every_steps", "train.batch_size_per_rank", "checkpoint.",
+                  "evaluate.", "data.num_threads", "data.log_samples", "output_dir")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def best_weights(self) -> Path:
+        return self.root / "best" / "weights.safetensors"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    def samples(self, rank: int) -> Path:
+        return self.root / "samples" / f"rank{rank}.jsonl"
+
+    def check_free(self) -> None:
+        """Refuses to start afresh over another run."""
+        if self.config.exists():
+            raise DistsegError(
+                f"output_dir: got {self.root}, which holds a run already; nothing is overwritten; add --resume to go on with "
+                "it, or choose another output_dir"
+            )
+
+    def check_same_run(self, config: Config) -> None:
+        """Refuses to resume with a configuration that would make it another run, naming the keys."""
+        if not self.config.exists():
+            return
+        before, now = _flat(load_config(self.config).to_dict()), _flat(config.to_dict())
+        changed = [key for key in now if before.get(key) != now[key] and not key.startswith(FREE_ON_RESUME)]
+        if changed:
+            listed = ", ".join(f"{key} ({before.get(key)} -> {now[key]})" for key in changed)
+            raise DistsegError(f"--resume: got another configuration than {self.config}: {listed}; change back, or start a new run")
+
+    def begin(self, config: Config, step: int, world_size: int, precision: str) -> None:
+        """Writes what the run is, and drops what was logged after `step` so that no line is repeated or lost."""
+        write_json(self.root / "environment.json", describe_environment(world_size, precision))
+        for path in [self.metrics, *self.root.glob("samples/rank*.jsonl")]:
+            rows = [row for row in read_rows(path) if row["step"] <= step]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self.config, config_as_yaml(config))
+
+    def append_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        _append(self.metrics, rows)
+
+    def append_samples(self, rank: int, step: int, batch: Batch, ids: list[str]) -> None:
+        """One line a sample that counts: where it was used and a digest of the image and label it was."""
+        images, labels = batch.image_B1HW.cpu().numpy(), batch.label_BHW.cpu().numpy()
+        _append(
+            self.samples(rank),
+            (
+                {
+                    "epoch": batch.plan.epoch,
+                    "step": step,
+                    "sample": name,
+                    "sha256": hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest(),
+                }
+                for name, image, label in zip(ids, images, labels, strict=False)
+            ),
+        )
+
+    def write_score_list(self) -> None:
+        """score_list.csv: one row a validation, the same figures as in metrics.jsonl."""
+        rows = [row for row in read_rows(self.metrics) if row["split"] == "val"]
+        table = [
+            {"epoch": row["epoch"], "step": row["step"], "loss": row["loss"], "mean_dice": row["mean_dice"]}
+            | {f"dice_{region}": value for region, value in row["dice"].items()}
+            for row in rows
+        ]
+        write_csv(self.root / "score_list.csv", table)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Lines of a .jsonl file; a last line that a crash cut short is left out. Empty for a missing file."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows with the first one's keys as header, atomically; no file for no rows."""
+    if not rows:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def save_best(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Writes weights as safetensors with text beside them in its header, atomically."""
+    with written_aside(path) as aside:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside, metadata)
+
+
+def open_run(root: Path) -> tuple[RunFolder, Config]:
+    """A finished or running run that has a best model.
+
+    Raises:
+        DistsegError: no run there, or none of its validations has happened yet.
+    """
+    folder = RunFolder(root)
+    if not folder.config.is_file():
+        raise DistsegError(f"run: got {root} without config.yaml; it must be a run folder; see output_dir of its config")
+    if not folder.best_weights.is_file():
+        raise DistsegError(f"run: got {root} without best/weights.safetensors; train it for at least one epoch first")
+    return folder, load_config(folder.config)
+
+
+def load_best(folder: RunFolder, config: Config) -> tuple[SegmentationNetwork, HuSegmenter]:
+    """The network with the run's best weights, in eval mode, alone and inside its segmenter."""
+    model = dataclasses.replace(config.model, encoder_weights=None)
+    network = build_model(model, in_channels=1, n_regions=len(config.regions))
+    try:
+        network.load_state_dict(load_file(folder.best_weights))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DistsegError(f"weights {folder.best_weights}: damaged or of another model ({reason}); train again") from None
+    network.eval()
+    segmenter = build_segmenter(
+        network,
+        stride=network.stride,
+        window_hu=config.data.window_hu,
+        image_size=config.data.image_size,
+        fit=config.data.fit,
+        threshold=config.evaluate.threshold,
+        regions=config.regions,
+    )
+    return network, segmenter.eval()
+
+
+def best_metadata(folder: RunFolder) -> dict[str, str]:
+    """The text in the header of the best weights: step, epoch, score."""
+    with safe_open(folder.best_weights, "pt") as file:
+        return file.metadata() or {}
+
+
+def describe_environment(world_size: int, precision: str) -> dict[str, Any]:
+    """Versions, machine and source state that a run was made with."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cpu_count": os.cpu_count(),
+        "world_size": world_size,
+        "precision": precision,
+        "git": _git_state(),
+        "command": sys.argv,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
