@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = words
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
-        print(f"error: distseg: got command {name!r}; there is none; did you mean {nearest}? See --help", file=sys.stderr)
+        print(
+            f"error: distseg: got command {name!r}; there is none; did you mean {nearest}? See --help", file=sys.stderr
+        )
         return 2
     return importlib.import_module(f"distseg.{name}").main(rest)
 

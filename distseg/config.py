@@ -227,7 +227,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise DistsegError(f"config file: got {path} holding a {type(values).__name__}; it must hold `section:` mappings")
+        raise DistsegError(
+            f"config file: got {path} holding a {type(values).__name__}; it must hold `section:` mappings"
+        )
     return values
 
 
@@ -242,7 +244,7 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _check_keys(values: Mapping[str, Any], schema: type, prefix: str) -> None:
     """Refuses keys that the dataclass does not have, naming the nearest one of the whole configuration."""
-    fields = {f.name: f.type for f in dataclasses.fields(schema)}
+    fields: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(schema)}
     for key, value in values.items():
         if key not in fields:
             near = difflib.get_close_matches(f"{prefix}{key}", list(_all_keys(Config, "")), n=1, cutoff=0.0)
@@ -253,11 +255,13 @@ def _check_keys(values: Mapping[str, Any], schema: type, prefix: str) -> None:
 
 
 def _all_keys(schema: type, prefix: str) -> list[str]:
+    """Dotted names of all values, sections left out."""
     keys = []
     for f in dataclasses.fields(schema):
-        keys.append(prefix + f.name)
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             keys += _all_keys(f.type, f"{prefix}{f.name}.")
+        else:
+            keys.append(prefix + f.name)
     return keys
 
 

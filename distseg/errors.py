@@ -5,13 +5,20 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 
 class DistsegError(Exception):
     """A mistake the user can mend; its text is one line: what, got, rule, remedy."""
 
 
-def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:
+class Command(Protocol):
+    """A command's `main`: words (None: those of the process) to an exit status."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
     """Makes a command's `main` report what a user can mend as one line on stderr.
 
     Exit status: 0 success, 1 failure, 130 interrupted; argparse exits with 2 on wrong use. Programming errors keep

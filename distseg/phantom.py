@@ -29,10 +29,10 @@ def count_infected(out: Path) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="distseg phantom", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, in the layout of Zenodo 3757476")
-    parser.add_argument("--cases", type=positive_int, default=8, help="patients (default 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the set (default 0)")
-    parser.add_argument("--size", type=int, default=256, help="pixels a side (default 256)")
-    parser.add_argument("--slices", type=int, default=28, help="slices a case (default 28)")
+    parser.add_argument("--cases", metavar="N", type=positive_int, default=8, help="patients (default 8)")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the set (default 0)")
+    parser.add_argument("--size", metavar="P", type=int, default=256, help="pixels a side (default 256)")
+    parser.add_argument("--slices", metavar="Z", type=int, default=28, help="slices a case (default 28)")
     args = parser.parse_args(argv)
     for name, value, least in (("seed", args.seed, 0), ("size", args.size, 64), ("slices", args.slices, 8)):
         if value < least:

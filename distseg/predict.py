@@ -7,7 +7,6 @@ folder, a folder that `distseg export` wrote, or its model.pt.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from distseg.errors import DistsegError, one_line_errors, positive_int
@@ -35,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         mask_ZYX = segment_volume(segmenter, hu_ZYX, device, args.batch_size)
         write_mask(target, mask_ZYX, volume)
         voxel_ml = float(torch.tensor(volume.spacing_mm).prod()) / 1000
-        volumes = ", ".join(f"label {label} {(mask_ZYX == label).sum() * voxel_ml:.1f} ml" for label in _labels(mask_ZYX))
+        volumes = ", ".join(
+            f"label {label} {(mask_ZYX == label).sum() * voxel_ml:.1f} ml" for label in _labels(mask_ZYX)
+        )
         tqdm.write(f"{target}: {volumes or 'nothing found'} (intensity {origin})")
     return 0
 
@@ -72,7 +73,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("input", type=Path, metavar="IN", help="a NIfTI volume, or a folder of them")
     parser.add_argument("output", type=Path, metavar="OUT", help="the mask's file, or a folder for masks")
     parser.add_argument("--batch-size", type=positive_int, default=4, help="slices in one forward pass (default 4)")
-    parser.add_argument("--intensity", choices=("auto", "hu", "grey"), default="auto", help="of the volumes (default auto)")
+    parser.add_argument(
+        "--intensity", choices=("auto", "hu", "grey"), default="auto", help="of the volumes (default auto)"
+    )
     return parser.parse_args(argv)
 
 

@@ -37,12 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="distseg prepare", description=__doc__)
     parser.add_argument("src", type=Path, metavar="SRC", help="folder in the layout of Zenodo 3757476")
-    parser.add_argument("store", type=Path, metavar="STORE", help="folder to write; an existing store is brought up to date")
+    parser.add_argument(
+        "store", type=Path, metavar="STORE", help="folder to write; an existing store is brought up to date"
+    )
     parser.add_argument("--folds", type=positive_int, default=5, help="validation folds of patients (default 5)")
     parser.add_argument("--test-patients", type=int, default=0, help="patients that no fold sees (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default 0)")
-    parser.add_argument("--intensity", choices=("auto", "hu", "grey"), default="auto", help="of the volumes (default auto)")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--intensity", choices=("auto", "hu", "grey"), default="auto", help="of the volumes (default auto)"
+    )
+    parser.add_argument(
+        "--workers", type=positive_int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
     args = parser.parse_args(argv)
     if args.folds < 2:
         parser.error(f"--folds: got {args.folds}; at least 2 are needed to train and validate")

@@ -76,7 +76,9 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="distseg train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="distseg train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
     parser.add_argument("--config", type=Path, help="YAML file; without it, the defaults")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")

@@ -52,7 +52,9 @@ def read_volume(path: Path) -> Volume:
     if len(image.shape) != 3 or 0 in image.shape:
         raise DistsegError(f"volume {path}: got shape {image.shape}; it must be three-dimensional and not empty")
     if np.prod(image.shape, dtype=np.float64) > MAX_VOXELS:
-        raise DistsegError(f"volume {path}: got shape {image.shape}; at most {MAX_VOXELS} voxels; the header may be broken")
+        raise DistsegError(
+            f"volume {path}: got shape {image.shape}; at most {MAX_VOXELS} voxels; the header may be broken"
+        )
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise DistsegError(f"volume {path}: got affine {image.affine.tolist()}; it must be invertible; mend the header")
     values = _voxels(image, path)

@@ -1,7 +1,7 @@
 """A procedural chest CT in HU: the embedded sample that needs no download and no patient's consent.
 
 Every structure is an implicit shape in millimetres, so another image size is the same patient at another sampling.
-Coordinates: x to the patient's Left, y to Posterior (both 0 at the image centre), z to Superior (0 at the lowest slice).
+Coordinates: x to the patient's Left, y to Posterior (both 0 at the image centre), z to Superior (0 at the bottom).
 `d` is a signed distance in mm, negative inside; `side` is -1 for the right lung and +1 for the left.
 """
 
@@ -82,10 +82,11 @@ class _Grid:
             at = (np.arange(count, dtype=np.float32) + 0.5) * (mm / count / scale_mm)
             left, t = at.astype(int), at % 1
             weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3)
-            along = [1, 1, 1]
+            along: list[int] = [1, 1, 1]
             along[axis] = count
             # Four gathers and not a matrix product: BLAS may sum in another order with other thread counts.
-            field = sum(np.take(field, left + k, axis) * (w / 6).reshape(along) for k, w in enumerate(weights))
+            terms = [np.take(field, left + k, axis) * (w / 6).reshape(along) for k, w in enumerate(weights)]
+            field = terms[0] + terms[1] + terms[2] + terms[3]
         return field / CUBIC_NOISE_SD
 
     def box(self, low: np.ndarray, high: np.ndarray) -> tuple[slice, slice, slice]:
@@ -95,7 +96,8 @@ class _Grid:
         step = np.array([self.pixel_mm, self.pixel_mm, self.slice_mm])
         start = np.maximum((low - reach + origin) / step - 0.5, 0).astype(int)
         stop = np.maximum((high + reach + origin) / step + 1.5, 0).astype(int)
-        return tuple(slice(a, b) for a, b in zip(start[::-1], stop[::-1], strict=True))
+        x, y, z = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+        return z, y, x
 
     def add_tube(self, d: np.ndarray, start: np.ndarray, end: np.ndarray, r0: float, r1: float) -> None:
         """Unites a straight tapered tube with `d`, in place."""
@@ -155,7 +157,7 @@ def write_phantom(out: Path, cases: int, seed: int, size: int, n_slices: int) ->
         DistsegError: `out` is a file or a folder that is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DistsegError(f"phantom: got {out}, which is not empty; it must be a new folder; choose another or remove it")
+        raise DistsegError(f"phantom: got {out}, which is not empty; it must be new or empty; choose another")
     with folder_written_aside(out) as aside:
         for index in tqdm(range(cases), desc="phantom", unit="case"):
             _write_case(aside, index, make_case(seed, index, size, n_slices))
@@ -281,7 +283,9 @@ def _superellipse(x, y, wide: float, deep: float, shrink=0.0):
     return np.hypot(x, y) * (1 - 1 / np.maximum(r, 0.05))
 
 
-def _trunk(p: _Patient, grid: _Grid, rng: np.random.Generator, dome: np.ndarray, great_vessels: np.ndarray) -> np.ndarray:
+def _trunk(
+    p: _Patient, grid: _Grid, rng: np.random.Generator, dome: np.ndarray, great_vessels: np.ndarray
+) -> np.ndarray:
     """Everything but the lungs, which are laid over it: float32 HU [Z, Y, X]."""
     x, y, z = grid.x, grid.y, grid.z
     u = _apex(z)
@@ -333,11 +337,12 @@ def _paint_abdomen(hu: np.ndarray, grid: _Grid, below: np.ndarray, streaks: np.n
 def _great_vessels() -> list[tuple]:
     """Aorta with its arch, superior vena cava, pulmonary trunk and arteries, oesophagus, neck vessels."""
     arch = [(-14, -28, 125), (-16, -30, 180), (-8, -20, 196), (8, 5, 202), (20, 28, 196), (24, 40, 180), (22, 40, 0)]
-    vessels = [(a, b, 15 - i * 0.7, 14.3 - i * 0.7) for i, (a, b) in enumerate(pairwise(arch))]
+    vessels: list[tuple] = [(a, b, 15 - i * 0.7, 14.3 - i * 0.7) for i, (a, b) in enumerate(pairwise(arch))]
     vessels += [((-32, -16, 130), (-30, -14, 215), 9, 8), ((16, -42, 135), (14, -22, 160), 13, 12)]
     vessels += [((12, -18, 160), side * HILUM * (1, side, side), 10, 7) for side in (-1, 1)]
     vessels += [((6, 32, 0), (2, 30, 280), 7, 7)]
-    return vessels + [((x, y, 200), (1.3 * x, y, 280), 5, 4) for x, y in ((-14, -10), (2, -8), (14, 4), (-17, 6), (16, -14))]
+    neck = ((-14, -10), (2, -8), (14, 4), (-17, 6), (16, -14))
+    return vessels + [((x, y, 200), (1.3 * x, y, 280), 5, 4) for x, y in neck]
 
 
 def _ribs(p: _Patient, side: int) -> tuple[list[tuple], list[tuple]]:
@@ -390,22 +395,23 @@ def _tree(rng: np.random.Generator, root: np.ndarray, targets: np.ndarray, radiu
         radius = radius_mm * len(fed) ** (1 / 3)
         yield start, end, radius, radius * 0.85
         if len(fed) > 1:
-            axis = np.linalg.svd(fed - fed.mean(axis=0))[2][0] + rng.normal(0, 0.3, 3)
-            order = np.argsort(fed @ axis)
+            axis = np.eye(3)[fed.std(axis=0).argmax()] + rng.normal(0, 0.3, 3)  # across the widest spread
+            order = np.argsort((fed * axis).sum(axis=1))
             stack += [(end, fed[half]) for half in np.array_split(order, 2)]
 
 
 def _paint_vessels(p: _Patient, grid: _Grid, rng: np.random.Generator, lung_hu: np.ndarray) -> np.ndarray:
     """Paints arteries and veins into the lung; returns the distance to the lumen of trachea, bronchi and airways."""
-    vessels, airways = [], [((0, 8, 290), CARINA, 8.5, 8.5)]
+    vessels: list[tuple] = []
+    airways: list[tuple] = [((0, 8, 290), CARINA, 8.5, 8.5)]
     for side in (-1, 1):
         hilum = HILUM * (side, 1, 1)
         for drop, count in ((0, 400), (24, 300)):
             targets = _points_in_lung(p, rng, side, count)
             vessels += _tree(rng, hilum - (side * 4, drop / 2, drop), targets, 0.72)
-        bronchus = hilum + (0, 6, 6)
-        airways.append((CARINA, bronchus, 6.5, 5))
-        airways += [branch for branch in _tree(rng, bronchus, _points_in_lung(p, rng, side, 40), 0.9) if branch[2] > 1.2]
+        bronchus = hilum + np.array([0, 6, 6])
+        branches = _tree(rng, bronchus, _points_in_lung(p, rng, side, 40), 0.9)
+        airways += [(CARINA, bronchus, 6.5, 5), *(branch for branch in branches if branch[2] > 1.2)]
     _paint(lung_hu, grid.tubes(vessels), 42, grid)
     return grid.tubes(airways)
 
@@ -439,7 +445,16 @@ def _lesions(p: _Patient, grid: _Grid, rng: np.random.Generator) -> tuple[np.nda
     return opacity, hu
 
 
-def _add_lesion(p, grid, rng, radius, border, texture, opacity, hu) -> None:
+def _add_lesion(
+    p: _Patient,
+    grid: _Grid,
+    rng: np.random.Generator,
+    radius: float,
+    border: np.ndarray,
+    texture: np.ndarray,
+    opacity: np.ndarray,
+    hu: np.ndarray,
+) -> None:
     """Adds one lesion in place, by preference peripheral, posterior and low."""
     side = int(rng.choice([-1, 1]))
     points = _points_in_lung(p, rng, side, 60)

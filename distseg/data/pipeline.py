@@ -48,9 +48,7 @@ def slice_pipeline(source: Any, image_size: int, window_hu: tuple[float, float],
         fill_value=AIR_HU,
         dtype=types.FLOAT,
     )
-    label = fn.warp_affine(
-        label, matrix=matrix, size=size, inverse_map=True, interp_type=types.INTERP_NN, fill_value=0
-    )
+    label = fn.warp_affine(label, matrix=matrix, size=size, inverse_map=True, interp_type=types.INTERP_NN, fill_value=0)
     # After resampling, on fewer pixels; the exported model has the same order (models/serving.py).
     low, high = window_hu
     image = math.clamp((image - low) * (1.0 / (high - low)), 0.0, 1.0)
@@ -162,9 +160,7 @@ def build_train_loader(
     return _build_loader(data, slices, plan, matrix_of, device, start)
 
 
-def build_val_loader(
-    data: DataConfig, slices: Sequence[SliceFiles], plan: Plan, device: torch.device
-) -> SliceLoader:
+def build_val_loader(data: DataConfig, slices: Sequence[SliceFiles], plan: Plan, device: torch.device) -> SliceLoader:
     """The same without augmentation, from the first slice on."""
 
     def matrix_of(epoch: int, index: int) -> np.ndarray:
@@ -174,7 +170,12 @@ def build_val_loader(
 
 
 def _build_loader(
-    data: DataConfig, slices: Sequence[SliceFiles], plan: Plan, matrix_of: MatrixOf, device: torch.device, start: Position
+    data: DataConfig,
+    slices: Sequence[SliceFiles],
+    plan: Plan,
+    matrix_of: MatrixOf,
+    device: torch.device,
+    start: Position,
 ) -> SliceLoader:
     return SliceLoader(
         slices,

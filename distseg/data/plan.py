@@ -67,7 +67,7 @@ class Plan:
         left = self.n_samples - position.samples
         return left // self.global_batch if self.last_batch == "drop" else math.ceil(left / self.global_batch)
 
-    def micro_batches(self, start: Position = Position()) -> Iterator[MicroBatch]:  # noqa: B008 (frozen)
+    def micro_batches(self, start: Position = Position()) -> Iterator[MicroBatch]:
         """Micro-batches from `start` on, over all later epochs, without end."""
         position = start
         while True:
@@ -135,7 +135,9 @@ class AffineDraw:
 def draw_affine(augment: AugmentConfig, seed: int, epoch: int, sample: int) -> AffineDraw:
     """The random geometry of a sample in an epoch: a function of (seed, epoch, sample) alone."""
     # Always the same number of draws, so that a probability of 0 or 1 changes nothing but itself.
-    flip, gate, angle, zoom, shear_x, shear_y, *places = _generator(seed, AUGMENT_STREAM, epoch, sample).uniform(size=10)
+    flip, gate, angle, zoom, shear_x, shear_y, *places = _generator(seed, AUGMENT_STREAM, epoch, sample).uniform(
+        size=10
+    )
     linear = np.eye(2)
     shift = np.zeros(2)
     if gate < augment.affine_probability:

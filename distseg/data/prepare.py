@@ -159,7 +159,9 @@ def _locked(root: Path) -> Iterator[None]:
             if os.fstat(file.fileno()).st_nlink == 0:
                 raise BlockingIOError("its holder removed it between our open and our lock")
         except BlockingIOError:
-            raise DistsegError(f"store: got {root}, which another `distseg prepare` is writing; wait for it to end") from None
+            raise DistsegError(
+                f"store: got {root}, which another `distseg prepare` is writing; wait for it to end"
+            ) from None
         try:
             yield
         finally:

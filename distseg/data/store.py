@@ -1,7 +1,7 @@
 """The store: every case as one .npy a slice (int16 HU, uint8 labels) beside a store.json that says what it is.
 
-    store/store.json
-    store/slices/<case>/0000.image.npy  0000.label.npy  ...  case.json
+store/store.json
+store/slices/<case>/0000.image.npy  0000.label.npy  ...  case.json
 """
 
 import dataclasses
@@ -64,7 +64,9 @@ class Store:
         """
         folds = self.folds.folds
         if fold >= len(folds):
-            raise DistsegError(f"data.fold: got {fold}; {self.root} has folds 0 to {len(folds) - 1}; choose one of them")
+            raise DistsegError(
+                f"data.fold: got {fold}; {self.root} has folds 0 to {len(folds) - 1}; choose one of them"
+            )
         train = tuple(patient for k, members in enumerate(folds) if k != fold for patient in members)
         patients = {"train": train, "val": folds[fold], "test": self.folds.test}[split]
         if not patients:
@@ -132,7 +134,9 @@ def write_store_json(root: Path, labels: Mapping[str, int], cases: Sequence[Case
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise DistsegError(f"store: got {path.parent} without store.json; it must be a folder that `distseg prepare` wrote")
+        raise DistsegError(
+            f"store: got {path.parent} without store.json; it must be a folder that `distseg prepare` wrote"
+        )
     try:
         values = json.loads(path.read_text())
     except ValueError as error:

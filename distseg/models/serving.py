@@ -101,7 +101,7 @@ def write_order(regions: Mapping[str, Sequence[int]]) -> list[tuple[int, int]]:
     written = [(index, min(regions[names[index]], key=lambda label: (in_regions[label], label))) for index in order]
     if len({label for _, label in written}) < len(written):
         raise DistsegError(
-            f"regions: got {({n: list(v) for n, v in regions.items()})}; each region needs a label of its own to be written "
+            f"regions: got { ({n: list(v) for n, v in regions.items()}) }; each region needs a label of its own to be written "
             "as; drop or redefine one"
         )
     return written

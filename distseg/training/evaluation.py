@@ -49,7 +49,7 @@ def evaluate_run(run: Path, split: str, store: Path | None = None) -> dict[str, 
         policy, regions = config.evaluate.empty_masks, list(config.regions)
         write_csv(aside / "per_case.csv", [_row(c.id, c.patient, regions, counts[c.id], policy) for c in cases])
         of_patients = _counts_of_patients(cases, counts)
-        write_csv(aside / "per_patient.csv", [_row(p, p, regions, n, policy) for p, n in of_patients.items()])
+        write_csv(aside / "per_patient.csv", [_row("all", p, regions, n, policy) for p, n in of_patients.items()])
         write_json(aside / "summary.json", summary)
     return summary
 
@@ -106,7 +106,7 @@ def _counts_of_patients(cases: Sequence[Case], counts_of_case: dict[str, np.ndar
 
 
 def _row(name: str, patient: str, regions: Sequence[str], counts_R4: np.ndarray, policy: EmptyPolicy) -> dict[str, Any]:
-    row: dict[str, Any] = {"case": name, "patient": patient} if name != patient else {"patient": patient}
+    row: dict[str, Any] = {"case": name, "patient": patient}
     for region, counts in zip(regions, counts_R4, strict=True):
         scores = scores_from_counts(counts, policy)
         row |= {f"{region}_{score}": "" if math.isnan(value) else f"{value:.6f}" for score, value in scores.items()}

@@ -63,7 +63,9 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for index, name in enumerate(rows[0]["dice"]):
             values = [row["dice"][name] for row in of_split]
             colour = COLOURS[index % len(COLOURS)]
-            dice.plot(steps, [np.nan if v is None else v for v in values], color=colour, label=f"{name} {split}", **style)
+            dice.plot(
+                steps, [np.nan if v is None else v for v in values], color=colour, label=f"{name} {split}", **style
+            )
     loss.set(xlabel="step", ylabel="loss", ylim=(0, None))
     dice.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
     for axes in (loss, dice):

@@ -105,7 +105,9 @@ class Trainer:
                 check_same_parameters(self.network)
             self.progress = replace(self.progress, step=step + 1, position=batch.plan.position)
             log.add(terms, batch)
-            self._after_step(log, epoch_ended=batch.plan.position.epoch > batch.plan.epoch, last=step + 1 == total_steps)
+            self._after_step(
+                log, epoch_ended=batch.plan.position.epoch > batch.plan.epoch, last=step + 1 == total_steps
+            )
         log.close()
 
     def _optimizer_step(self, batches: Iterator[Batch], log: "StepLog") -> tuple[list[LossTerms], Batch]:
@@ -148,20 +150,19 @@ class Trainer:
     def _score_val(self) -> tuple[float, dict[str, float]]:
         """Loss and Dice of a region over all pixels of the validation slices, whatever the number of ranks."""
         self.network.eval()
-        sums = counts = None
+        n_regions = len(self.criterion.bits)
+        sums = torch.zeros(n_regions, 5, dtype=torch.float64, device=self.accelerator.device)
+        counts = torch.zeros(n_regions, 4, dtype=torch.int64, device=self.accelerator.device)
         for _ in range(self.val_plan.steps_left(Position())):
             batch = next(self._val_batches)
             logits_BRHW = self.network(batch.image_B1HW)
-            batch_sums = region_sums(logits_BRHW, batch.label_BHW, self.criterion.bits).double()
+            sums += region_sums(logits_BRHW, batch.label_BHW, self.criterion.bits).double()
             truth_BRHW = region_targets(batch.label_BHW, self.criterion.bits)
-            batch_counts = confusion_counts(logits_BRHW >= 0, truth_BRHW, batch.label_BHW != IGNORED_LABEL)
-            sums = batch_sums if sums is None else sums + batch_sums
-            counts = batch_counts if counts is None else counts + batch_counts
+            counts += confusion_counts(logits_BRHW >= 0, truth_BRHW, batch.label_BHW != IGNORED_LABEL)
         self.network.train()
         loss = self.criterion.from_sums(sum_over_ranks(sums)).loss.item()
-        counts = sum_over_ranks(counts).tolist()
-        regions = self.config.regions
-        return loss, {name: scores_from_counts(row)["dice"] for name, row in zip(regions, counts, strict=True)}
+        rows = zip(self.config.regions, sum_over_ranks(counts).tolist(), strict=True)
+        return loss, {name: scores_from_counts(row)["dice"] for name, row in rows}
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
@@ -197,7 +198,12 @@ class StepLog:
         self.trainer = trainer
         self.main = trainer.accelerator.is_main_process
         self.bar = tqdm(
-            total=total_steps, initial=trainer.progress.step, desc="train", unit="step", disable=not self.main, smoothing=0.1
+            total=total_steps,
+            initial=trainer.progress.step,
+            desc="train",
+            unit="step",
+            disable=not self.main,
+            smoothing=0.1,
         )
         self._waiting: list[tuple[dict[str, Any], torch.Tensor]] = []
         self._wait_s = 0.0
@@ -275,23 +281,28 @@ def build_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, s
     slices = {split: store.slices_of(store.cases_of(split, config.data.fold)) for split in ("train", "val")}
     for split, found in slices.items():
         if not found:
-            raise DistsegError(f"split {split}: got no slice in {store.root}, fold {config.data.fold}; choose another data.fold")
+            raise DistsegError(
+                f"split {split}: got no slice in {store.root}, fold {config.data.fold}; choose another data.fold"
+            )
     torch.manual_seed(config.seed)  # the same first weights on every rank
     network = build_model(config.model, in_channels=1, n_regions=len(config.regions))
     check_input_shape(config.data.image_size, config.data.image_size, network.stride)
     if config.model.norm == "sync_batch" and accelerator.num_processes > 1:
-        network = synchronise_batch_norm(network, accelerator.device.type)
-    optimizer = build_optimizer(config.optim, network)
-    network, optimizer = accelerator.prepare(network, optimizer)
+        synchronised = synchronise_batch_norm(network, accelerator.device.type)
+    else:
+        synchronised = network
+    wrapped, optimizer = accelerator.prepare(synchronised, build_optimizer(config.optim, synchronised))
     criterion = build_loss(config.loss, region_bits(config.regions))
-    return Trainer(config, accelerator, folder, network, optimizer, criterion, slices["train"], slices["val"])
+    return Trainer(config, accelerator, folder, wrapped, optimizer, criterion, slices["train"], slices["val"])
 
 
 def _check_labels(config: Config, store: Store) -> None:
     known = set(store.labels.values())
     for name, labels in config.regions.items():
         if unknown := sorted(set(labels) - known):
-            raise DistsegError(f"regions.{name}: got label {unknown[0]}; {store.root} has {dict(store.labels)}; choose from them")
+            raise DistsegError(
+                f"regions.{name}: got label {unknown[0]}; {store.root} has {dict(store.labels)}; choose from them"
+            )
 
 
 def _step_seed(seed: int, rank: int, step: int) -> int:

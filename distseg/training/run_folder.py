@@ -1,7 +1,7 @@
 """The folder of a run: what it was told, what it saw, what it measured.
 
-    run/  config.yaml  environment.json  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors  figures/
-          samples/rank<r>.jsonl  tensorboard/  eval/<split>/  report.html
+run/  config.yaml  environment.json  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors  figures/
+      samples/rank<r>.jsonl  tensorboard/  eval/<split>/  report.html
 """
 
 import csv
@@ -79,7 +79,9 @@ class RunFolder:
         changed = [key for key in now if before.get(key) != now[key] and not key.startswith(FREE_ON_RESUME)]
         if changed:
             listed = ", ".join(f"{key} ({before.get(key)} -> {now[key]})" for key in changed)
-            raise DistsegError(f"--resume: got another configuration than {self.config}: {listed}; change back, or start a new run")
+            raise DistsegError(
+                f"--resume: got another configuration than {self.config}: {listed}; change back, or start a new run"
+            )
 
     def begin(self, config: Config, step: int, world_size: int, precision: str) -> None:
         """Writes what the run is, and drops what was logged after `step` so that no line is repeated or lost."""
@@ -157,7 +159,9 @@ def open_run(root: Path) -> tuple[RunFolder, Config]:
     """
     folder = RunFolder(root)
     if not folder.config.is_file():
-        raise DistsegError(f"run: got {root} without config.yaml; it must be a run folder; see output_dir of its config")
+        raise DistsegError(
+            f"run: got {root} without config.yaml; it must be a run folder; see output_dir of its config"
+        )
     if not folder.best_weights.is_file():
         raise DistsegError(f"run: got {root} without best/weights.safetensors; train it for at least one epoch first")
     return folder, load_config(folder.config)
@@ -171,7 +175,9 @@ def load_best(folder: RunFolder, config: Config) -> tuple[SegmentationNetwork, H
         network.load_state_dict(load_file(folder.best_weights))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise DistsegError(f"weights {folder.best_weights}: damaged or of another model ({reason}); train again") from None
+        raise DistsegError(
+            f"weights {folder.best_weights}: damaged or of another model ({reason}); train again"
+        ) from None
     network.eval()
     segmenter = build_segmenter(
         network,

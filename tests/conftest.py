@@ -1,0 +1,69 @@
+"""Shared fixtures: a small phantom, its store, and one short run that several tests look at."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# For processes that a test starts too: on so small images a second thread only waits.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+SMALL = [
+    "data.image_size=64",
+    "data.num_threads=1",
+    "model.encoder=gernet_s",
+    "model.decoder_widths=[8, 8, 8, 8, 8]",
+    "train.batch_size_per_rank=4",
+    "train.log_every_steps=1",
+]
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six patients of eight 64 x 64 slices."""
+    from distseg.data.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom") / "set"
+    write_phantom(folder, cases=6, seed=0, size=64, n_slices=8)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(phantom: Path) -> Path:
+    from distseg.data.prepare import prepare_store
+
+    root = phantom.parent / "store"
+    prepare_store(phantom, root, n_folds=3, n_test=1, seed=0, workers=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs words as a user would, from the repository's root, with this Python's scripts first on the path."""
+
+    def run(*words: object, ok: bool = True, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        done = subprocess.run(
+            [str(word) for word in words],
+            cwd=ROOT,
+            env={**os.environ, "PATH": path, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert not ok or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_run(store: Path, run_command: Callable[..., object]) -> Path:
+    """A run of six steps in two epochs' time; its scores mean nothing."""
+    out = store.parent / "run"
+    run_command("distseg", "train", *SMALL, f"data.store={store}", "train.max_steps=6", f"output_dir={out}")
+    return out

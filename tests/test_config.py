@@ -1,0 +1,63 @@
+"""Configuration: what is read, what is refused, and that shipped files stay true."""
+
+from pathlib import Path
+
+import pytest
+
+from distseg.config import Config, config_as_yaml, load_config
+from distseg.errors import DistsegError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_written_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(
+        None, ["optim.lr=3e-4", "train.max_steps=7", "regions={lung: [1, 2]}", "data.window_hu=[-1000, 400]"]
+    )
+    assert config.optim.lr == 3e-4 and config.train.max_steps == 7 and dict(config.regions) == {"lung": (1, 2)}
+    (tmp_path / "c.yaml").write_text(config_as_yaml(config))
+    assert load_config(tmp_path / "c.yaml") == config and load_config(tmp_path / "c.yaml").digest() == config.digest()
+
+
+def test_later_overrides_win_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("seed: 3\noptim: {lr: 1e-2}\n")
+    config = load_config(tmp_path / "c.yaml", ["optim.lr=1", "optim.lr=2"])
+    assert config.seed == 3 and config.optim.lr == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epcohs=2", "got train.epcohs; no such key; did you mean train.epochs?"),
+        ("epochs=2", "did you mean train.epochs?"),
+        ("data.augment.rotate=1", "did you mean data.augment.rotate_deg?"),
+        ("train.epochs=two", "config train.epochs: got 'two'"),
+        ("train.epochs=0", "config train.epochs: got 0; must be at least 1"),
+        ("model.decoder=unet", "config model.decoder: got 'unet'"),
+        ("data.window_hu=[10, -10]", "must be low < high"),
+        ("regions={lung: [0]}", "must name labels from 1 to 254"),
+        ("data=3", "config data: got 3"),
+        ("seed.x=3", "got seed.x"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_value_and_rule(override: str, message: str) -> None:
+    with pytest.raises(DistsegError) as caught:
+        load_config(None, ["seed=1", override])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_predecessors_decoder_name_is_understood() -> None:
+    assert load_config(None, ["model.decoder=unetplus"]).model.decoder == "unetplusplus"
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DistsegError, match="config file: got .*none.yaml; no such file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(DistsegError, match="broken.yaml; it must be YAML"):
+        load_config(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "yaml_configs").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    assert isinstance(load_config(path), Config)

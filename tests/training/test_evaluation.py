@@ -1,0 +1,212 @@
+"""From a finished run to scores, a verified file, masks and a page; and a user's mistakes on the way."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from distseg.config import load_config
+from distseg.data.store import open_store
+from distseg.errors import DistsegError
+from distseg.models.serving import HuSegmenter, write_order
+from distseg.training.artefact import export_run, load_segmenter
+from distseg.training.evaluation import evaluate_run
+from distseg.training.run_folder import load_best, open_run
+
+Run = Callable[..., Any]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(small_run: Path) -> Path:
+    out = small_run.parent / "model"
+    export_run(small_run, out)
+    return out
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_scores_are_those_of_the_masks_that_predict_writes(
+    split: str, small_run: Path, phantom: Path, store: Path, model: Path, tmp_path: Path, run_command: Run
+) -> None:
+    summary = evaluate_run(small_run, split)
+    assert json.loads((small_run / f"eval/{split}/summary.json").read_text()) == summary
+    with (small_run / f"eval/{split}/per_case.csv").open() as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    cases = open_store(store).cases_of(split, 0)
+    assert sorted(rows) == sorted(case.id for case in cases) and summary["n_cases"] == len(cases)
+    case = cases[0]
+    run_command("distseg", "predict", model, phantom / case.source, tmp_path / "mask.nii.gz")
+    mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj) > 0
+    truth = np.asarray(nib.load(phantom / "Lung_Mask" / Path(case.source).name).dataobj) > 0
+    assert (
+        int(rows[case.id]["lung_tp"]) == (mask & truth).sum() and int(rows[case.id]["lung_fp"]) == (mask & ~truth).sum()
+    )
+    dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+    assert float(rows[case.id]["lung_dice"]) == pytest.approx(dice, abs=1e-6)
+
+
+def test_the_exported_file_gives_the_same_masks_without_distseg(small_run: Path, model: Path, tmp_path: Path) -> None:
+    hu = torch.randint(-1100, 400, (3, 1, 61, 75), dtype=torch.int16)
+    torch.save(hu, tmp_path / "in.pt")
+    script = """
+import sys, torch, warnings
+warnings.simplefilter("ignore")
+sys.modules["distseg"] = None
+torch.set_num_threads(1)
+with torch.inference_mode():
+    torch.save(torch.jit.load(sys.argv[1])(torch.load(sys.argv[2])), sys.argv[3])
+"""
+    words = [sys.executable, "-I", "-c", script, model / "model.pt", tmp_path / "in.pt", tmp_path / "out.pt"]
+    subprocess.run([str(word) for word in words], check=True)
+    mask, probability = torch.load(tmp_path / "out.pt")
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        eager_mask, eager_probability = load_best(*open_run(small_run))[1](hu)
+    assert torch.equal(mask, eager_mask) and mask.dtype == torch.uint8 and mask.shape == (3, 1, 61, 75)
+    torch.testing.assert_close(probability, eager_probability, rtol=0, atol=1e-6)
+    assert probability.dtype == torch.float32 and probability.shape == (3, 2, 61, 75)
+
+
+def test_the_file_describes_itself_inside_and_beside(model: Path) -> None:
+    beside = json.loads((model / "model.json").read_text())
+    extra = {"distseg.json": ""}
+    torch.jit.load(str(model / "model.pt"), _extra_files=extra)
+    inside = json.loads(extra["distseg.json"])
+    assert {key: beside[key] for key in inside} == inside
+    assert inside["regions"] == {"lung": [1, 2], "infection": [2]} and inside["window_hu"] == [-1250.0, 250.0]
+    checks = beside["verification"]["checks"]
+    assert len(checks) >= 6 and all(check["differing_mask_pixels"] == 0 for check in checks)
+    assert sorted(path.name for path in model.iterdir()) == ["model.json", "model.pt"]
+
+
+def test_a_file_that_disagrees_is_not_published(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distseg.training import artefact
+
+    honest = artefact.write_torchscript
+
+    def another_window(segmenter: HuSegmenter, *rest: Any) -> None:
+        segmenter.low_hu -= 400
+        honest(segmenter, *rest)
+        segmenter.low_hu += 400
+
+    monkeypatch.setattr(artefact, "write_torchscript", another_window)
+    with pytest.raises(DistsegError, match="the file differs from the eager model at shape"):
+        export_run(small_run, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["run", "export", "file"])
+def test_a_folder_of_volumes_gets_masks_with_their_geometry(
+    kind: str, small_run: Path, model: Path, phantom: Path, tmp_path: Path, run_command: Run
+) -> None:
+    source = {"run": small_run, "export": model, "file": model / "model.pt"}[kind]
+    volumes = tmp_path / "in"
+    volumes.mkdir()
+    for name in ("phantom_003.nii.gz", "phantom_004.nii.gz"):
+        shutil.copy(phantom / "COVID-19-CT-Seg_20cases" / name, volumes)
+    run_command("distseg", "predict", source, volumes, tmp_path / "out")
+    for path in volumes.iterdir():
+        volume, mask = nib.load(path), nib.load(tmp_path / "out" / path.name)
+        assert mask.shape == volume.shape and np.array_equal(mask.affine, volume.affine)
+
+
+def test_the_report_is_one_page_without_links(small_run: Path, run_command: Run) -> None:
+    evaluate_run(small_run, "val")
+    out = run_command("distseg", "report", small_run).stdout
+    page = (small_run / "report.html").read_text()
+    assert "val lung: Dice" in out and "<table>" in page and page.count("data:image/png;base64,") >= 2
+    assert "http" not in page.replace("https://", "http://").split("<details><summary>Configuration")[0]
+
+
+@pytest.mark.parametrize("scale", [(64, 64), (630, 630), (96, 40), (1, 5)])
+def test_any_slice_size_gives_a_mask_of_that_size(scale: tuple[int, int], small_run: Path) -> None:
+    segmenter = load_segmenter(small_run, CPU)
+    mask, probability = segmenter(torch.zeros(2, 1, *scale, dtype=torch.int16))
+    assert mask.shape == (2, 1, *scale) and probability.shape == (2, 2, *scale)
+
+
+def test_wrong_tensors_are_refused_by_the_model_itself(model: Path) -> None:
+    segmenter = load_segmenter(model, CPU)
+    for wrong in (torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 8, 8, dtype=torch.int16), torch.zeros(1, 1, 0, 8).short()):
+        with pytest.raises(torch.jit.Error, match="input: must"):
+            segmenter(wrong)
+
+
+def test_regions_write_the_label_of_their_own() -> None:
+    assert write_order({"infection": (2,), "lung": (1, 2)}) == [(1, 1), (0, 2)]
+    assert write_order({"lung": (1, 2, 3), "infection": (2, 3), "consolidation": (3,)}) == [(0, 1), (1, 2), (2, 3)]
+    with pytest.raises(DistsegError, match="each region needs a label of its own"):
+        write_order({"a": (1,), "b": (1,)})
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["evaluate", "/nowhere"], 1, "run: got /nowhere without config.yaml"),
+        (["evaluate"], 2, "give RUN"),
+        (["export", "{run}", "{store}"], 1, "which holds something else"),
+        (["predict", "{model}", "/nowhere.nii", "/tmp/x.nii"], 1, "input: got /nowhere.nii; no such file"),
+        (["predict", "{store}/store.json", "{volume}", "/tmp/x.nii"], 1, "not a readable TorchScript file"),
+        (["predict", "{model}", "{volume}", "/tmp/mask.png"], 1, "must end in .nii.gz or .nii"),
+        (["train", "--config", "/nowhere.yaml"], 1, "config file: got /nowhere.yaml; no such file"),
+        (["train", "train.epcohs=1"], 1, "did you mean train.epochs?"),
+        (["train", "train.epochs"], 2, "must be section.key=value"),
+        (["train", "data.store=/nowhere", "output_dir=/tmp/never"], 1, "store: got /nowhere without store.json"),
+        (["train", "data.store={store}", "data.fold=3", "output_dir=/tmp/never"], 1, "has folds 0 to 2"),
+        (
+            ["train", "data.store={store}", "data.image_size=100", "model.encoder=gernet_s", "output_dir=/tmp/never"],
+            1,
+            "image: got 100 x 100; height and width must be multiples of 32; use 96 or 128",
+        ),
+        (["train", "data.store={store}", "regions={bone: [3]}", "output_dir=/tmp/never"], 1, "got label 3"),
+        (["prepare", "/nowhere", "/tmp/never"], 1, "source: got /nowhere; no such folder"),
+        (["prepare", "{phantom}", "/tmp/never", "--folds", "1"], 2, "at least 2"),
+        (["trian"], 2, "did you mean train?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_the_right_status(
+    words: list[str],
+    status: int,
+    message: str,
+    small_run: Path,
+    model: Path,
+    store: Path,
+    phantom: Path,
+    run_command: Run,
+) -> None:
+    places = {"run": small_run, "model": model, "store": store, "phantom": phantom}
+    places["volume"] = phantom / "COVID-19-CT-Seg_20cases/phantom_001.nii.gz"
+    filled = words
+    for name, place in places.items():
+        filled = [word.replace(f"{{{name}}}", str(place)) for word in filled]
+    done = run_command("distseg", *filled, ok=False)
+    assert done.returncode == status and message in done.stderr and "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "error" in line]) == 1
+    assert not Path("/tmp/never").exists()
+
+
+def test_the_predecessors_flags_train_and_score(phantom: Path, tmp_path: Path, run_command: Run) -> None:
+    shared = ["--datadir", phantom, "--savedir_base", tmp_path]
+    settings = [*_small_settings(), "train.max_steps=1"]
+    run_command("python", "distseg/train.py", "--encoder", "gernet_s", "--base", "unetplus", *shared, *settings)
+    config = load_config(tmp_path / "unetplus_gernet_s" / "config.yaml")
+    assert config.model.decoder == "unetplusplus" and (tmp_path / "store" / "store.json").is_file()
+    out = run_command("python", "distseg/evaluate.py", *shared, "-ei", "unetplus_gernet_s").stdout
+    assert "lung: Dice" in out
+
+
+def _small_settings() -> list[str]:
+    from tests.conftest import SMALL
+
+    return [word for word in SMALL if not word.startswith("model.encoder=")]

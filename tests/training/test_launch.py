@@ -1,0 +1,155 @@
+"""The same run however it is launched, exact resume, and launches that would train apart."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from distseg.config import load_config
+from distseg.errors import DistsegError
+from distseg.training.ranks import check_world
+from distseg.training.run_folder import read_rows
+from tests.conftest import SMALL
+
+Run = Callable[..., Any]
+# Synchronised batch norm makes the maths of N ranks that of one; what is left is the order of float32 sums, which a
+# freshly initialised network and Adam amplify. In float64 the same comparison ends at 1e-10 (tests/test_losses.py).
+LOSS_TOLERANCE = 2e-3
+PLAIN = ["optim.lr=1e-4", "data.log_samples=true"]
+CPU_RANKS = ["accelerate", "launch", "--config_file", "launch/cpu.yaml", "--num_processes"]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_rows(run / "metrics.jsonl") if row["split"] == "train"]
+
+
+def samples(run: Path) -> list[tuple[int, int, str, str]]:
+    rows = [row for path in (run / "samples").glob("rank*.jsonl") for row in read_rows(path)]
+    return sorted((row["epoch"], row["step"], row["sample"], row["sha256"]) for row in rows)
+
+
+@pytest.mark.dist
+def test_every_way_to_launch_gives_the_same_losses_and_samples(store: Path, tmp_path: Path, run_command: Run) -> None:
+    script = ["distseg/train.py"]
+    ways = {
+        "command": (["distseg", "train"], 4),
+        "module": (["python", "-m", "distseg.train"], 4),
+        "torchrun": (["torchrun", "--nproc_per_node", "2", *script], 2),
+        "accelerate": ([*CPU_RANKS, "2", *script], 2),
+    }
+    for name, (launcher, batch) in ways.items():
+        settings = [*SMALL, *PLAIN, f"data.store={store}", f"train.batch_size_per_rank={batch}", "train.max_steps=5"]
+        run_command(*launcher, *settings, f"output_dir={tmp_path / name}")
+    expected = losses(tmp_path / "command")
+    assert len(expected) == 5 and losses(tmp_path / "module") == expected
+    for name in ("torchrun", "accelerate"):
+        assert losses(tmp_path / name) == pytest.approx(expected, abs=LOSS_TOLERANCE)
+        assert losses(tmp_path / name)[0] == pytest.approx(expected[0], abs=1e-5)
+    assert losses(tmp_path / "torchrun") == losses(tmp_path / "accelerate")
+    assert (
+        samples(tmp_path / "command") == samples(tmp_path / "accelerate") and len(samples(tmp_path / "command")) == 20
+    )
+
+
+@pytest.mark.dist
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(store: Path, tmp_path: Path, run_command: Run) -> None:
+    settings = [*SMALL, *PLAIN, f"data.store={store}", "train.batch_size_per_rank=2", "checkpoint.every_steps=2"]
+    launcher = [*CPU_RANKS, "2", "distseg/train.py", *settings]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_command(*launcher, "train.max_steps=8", f"output_dir={whole}")
+    run_command(*launcher, "train.max_steps=4", f"output_dir={parts}")
+    # What a crash after the checkpoint leaves: lines of steps that will be done again.
+    with (parts / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 5, "split": "train", "loss": 9.0}) + '\n{"step": 6, "spl')
+    resumed = run_command(*launcher, "train.max_steps=8", f"output_dir={parts}", "--resume")
+    assert "resumes after step 4" in resumed.stdout
+    assert losses(parts) == losses(whole) and len(losses(parts)) == 8
+    assert samples(parts) == samples(whole)
+    one, other = (load_file(run / "checkpoints/step_8/weights.safetensors") for run in (whole, parts))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_the_best_weights_and_the_tables_of_a_run_are_there(small_run: Path) -> None:
+    rows = read_rows(small_run / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert (small_run / "score_list.csv").read_text().startswith("epoch,step,loss,mean_dice,dice_lung,dice_infection\n")
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "best/weights.safetensors",
+        "figures/curves.png",
+        "figures/overlays.png",
+    ):
+        assert (small_run / name).stat().st_size > 0
+    assert load_config(small_run / "config.yaml").train.max_steps == 6
+    assert list((small_run / "tensorboard").glob("events*"))
+    assert not list(small_run.rglob(".*"))
+
+
+def test_a_run_is_not_overwritten_and_resumes_only_as_itself(
+    small_run: Path, store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    copy = Path(shutil.copytree(small_run, tmp_path / "run"))
+    settings = [*SMALL, f"data.store={store}", f"output_dir={copy}", "train.max_steps=6"]
+    again = run_command("distseg", "train", *settings, ok=False)
+    assert again.returncode == 1 and "holds a run already" in again.stderr
+    other = run_command("distseg", "train", *settings, "optim.lr=1", "--resume", ok=False)
+    assert other.returncode == 1 and "optim.lr (0.0001 -> 1.0)" in other.stderr
+
+
+def test_resume_without_a_checkpoint_starts_fresh_and_says_so(store: Path, tmp_path: Path, run_command: Run) -> None:
+    settings = [*SMALL, f"data.store={store}", f"output_dir={tmp_path / 'run'}", "train.max_steps=1"]
+    assert "no complete checkpoint there" in run_command("distseg", "train", *settings, "--resume").stdout
+
+
+@pytest.mark.dist
+def test_accelerate_that_would_start_one_process_for_two_is_refused(
+    store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    words = ["accelerate", "launch", "--cpu", "--num_processes", "2", "distseg/train.py"]
+    done = run_command(*words, *SMALL, f"data.store={store}", f"output_dir={tmp_path / 'run'}", ok=False)
+    assert done.returncode != 0 and "accelerate launch was asked for 2" in done.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_ranks_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.utils import DistributedType
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DistsegError, match="got 2 processes of which 1 are connected"):
+        check_world(1, DistributedType.NO)
+    with pytest.raises(DistsegError, match="would train apart"):
+        check_world(2, DistributedType.NO)
+    with pytest.raises(DistsegError, match="got strategy FSDP"):
+        check_world(2, DistributedType.FSDP)
+
+
+def test_parameters_that_differ_are_found(tmp_path: Path) -> None:
+    import torch.multiprocessing as mp
+
+    with pytest.raises(Exception, match=r"parameters of rank\(s\) \[1\] differ from rank 0"):
+        mp.spawn(differing_rank, (str(tmp_path / "rendezvous"),), nprocs=2)
+
+
+def differing_rank(rank: int, rendezvous: str) -> None:
+    import torch.distributed as dist
+
+    from distseg.training.ranks import check_same_parameters
+
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    layer = nn.Linear(2, 2)
+    nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    check_same_parameters(layer)
+    with torch.no_grad():
+        layer.bias[1] += 1e-6 * rank
+    try:
+        check_same_parameters(layer)
+    finally:
+        dist.destroy_process_group()
