@@ -11,6 +11,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from distseg.errors import DistsegError
@@ -61,7 +63,7 @@ def read_volume(path: Path) -> Volume:
     orientation = ornt_transform(io_orientation(image.affine), LPS)
     values_XYZ = apply_orientation(values, orientation)
     spacing_xyz = np.empty(3)
-    spacing_xyz[orientation[:, 0].astype(int)] = nib.affines.voxel_sizes(image.affine)
+    spacing_xyz[orientation[:, 0].astype(int)] = voxel_sizes(image.affine)
     z_mm, y_mm, x_mm = (round(float(mm), 6) for mm in spacing_xyz[::-1])
     return Volume(path, np.ascontiguousarray(values_XYZ.T), (z_mm, y_mm, x_mm), image.affine)
 
@@ -109,7 +111,7 @@ def _open(path: Path) -> nib.Nifti1Image:
         raise DistsegError(f"volume: got {path}; no such file; check the path")
     try:
         image = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
+    except (ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
         raise DistsegError(f"volume {path}: not a readable NIfTI file ({error}); copy or download it again") from None
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one too
         raise DistsegError(f"volume {path}: got {type(image).__name__}; it must be NIfTI; convert it")

@@ -77,7 +77,7 @@ class _Grid:
     def noise(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
         """Smooth Gaussian noise, mean 0, variance 1, whose knots lie in mm and not in pixels: float32 [Z, Y, X]."""
         extents = (HEIGHT_MM, FIELD_OF_VIEW_MM, FIELD_OF_VIEW_MM)
-        field = rng.standard_normal([int(mm / scale_mm) + 5 for mm in extents], dtype=np.float32)
+        field: np.ndarray = rng.standard_normal([int(mm / scale_mm) + 5 for mm in extents], dtype=np.float32)
         for axis, (mm, count) in enumerate(zip(extents, self.shape, strict=True)):
             at = (np.arange(count, dtype=np.float32) + 0.5) * (mm / count / scale_mm)
             left, t = at.astype(int), at % 1
