@@ -18,6 +18,7 @@ import yaml
 from distseg.errors import DistsegError
 
 IGNORED_LABEL = 255  # pixels of this label count in no loss and in no metric
+AIR_HU = -1024.0  # what lies outside a slice
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,10 @@ class DistsegError(Exception):
     """A mistake the user can mend; its text is one line: what, got, rule, remedy."""
 
 
+class RankError(DistsegError):
+    """A failure that one rank may have alone: every rank that has it says so."""
+
+
 class Command(Protocol):
     """A command's `main`: words (None: those of the process) to an exit status."""
 
@@ -22,7 +26,7 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
     """Makes a command's `main` report what a user can mend as one line on stderr.
 
     Exit status: 0 success, 1 failure, 130 interrupted; argparse exits with 2 on wrong use. Programming errors keep
-    their traceback. In a job of many ranks, every rank fails alike but only rank 0 prints.
+    their traceback. In a job of many ranks, what all of them find wrong is printed by rank 0 alone.
     """
 
     @functools.wraps(main)
@@ -30,7 +34,7 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
         try:
             return main(argv)
         except (DistsegError, OSError) as error:
-            if int(os.environ.get("RANK", "0")) == 0:
+            if isinstance(error, RankError) or int(os.environ.get("RANK", "0")) == 0:
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:

@@ -7,17 +7,14 @@ folder, a folder that `distseg export` wrote, or its model.pt.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from distseg.errors import DistsegError, one_line_errors, positive_int
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
+    import numpy as np
     import torch
     from tqdm import tqdm
 
@@ -33,10 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hu_ZYX, origin = hounsfield(volume, args.intensity)
         mask_ZYX = segment_volume(segmenter, hu_ZYX, device, args.batch_size)
         write_mask(target, mask_ZYX, volume)
-        voxel_ml = float(torch.tensor(volume.spacing_mm).prod()) / 1000
-        volumes = ", ".join(
-            f"label {label} {(mask_ZYX == label).sum() * voxel_ml:.1f} ml" for label in _labels(mask_ZYX)
-        )
+        voxel_ml = np.prod(volume.spacing_mm) / 1000
+        found = [(label, np.count_nonzero(mask_ZYX == label) * voxel_ml) for label in np.unique(mask_ZYX) if label]
+        volumes = ", ".join(f"label {label} {ml:.1f} ml" for label, ml in found)
         tqdm.write(f"{target}: {volumes or 'nothing found'} (intensity {origin})")
     return 0
 
@@ -77,12 +73,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--intensity", choices=("auto", "hu", "grey"), default="auto", help="of the volumes (default auto)"
     )
     return parser.parse_args(argv)
-
-
-def _labels(mask: "np.ndarray") -> list[int]:
-    import numpy as np
-
-    return [int(label) for label in np.unique(mask) if label]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 from distseg.config import Config, config_as_yaml, load_config
-from distseg.errors import one_line_errors
+from distseg.errors import DistsegError, RankError, one_line_errors
 
 if TYPE_CHECKING:
     from distseg.data.store import Store
@@ -66,7 +66,10 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
             folder.begin(config, trainer.progress.step, accelerator.num_processes, accelerator.mixed_precision)
         accelerator.wait_for_everyone()
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.progress.step + 1}})
-        trainer.fit()
+        try:
+            trainer.fit()
+        except (DistsegError, OSError) as error:
+            raise RankError(f"rank {accelerator.process_index}: {error}") from error
         accelerator.end_training()
         if accelerator.is_main_process:
             draw_run(folder, config, store, accelerator.device)

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
 
-from distseg.config import IGNORED_LABEL, DataConfig
+from distseg.config import AIR_HU, IGNORED_LABEL, DataConfig
 from distseg.data.plan import MicroBatch, Plan, Position, draw_affine, sampling_matrix
 from distseg.data.store import SliceFiles
 from distseg.errors import DistsegError
 
-AIR_HU = -1024.0  # what lies outside a slice
 PREFETCH = 2  # batches read ahead: one in work while one is used; more only holds memory
 
 MatrixOf = Callable[[int, int], np.ndarray]  # (epoch, sample index) -> sampling matrix
@@ -62,7 +61,7 @@ def _read_npy(path: Any, on_gpu: bool) -> Any:
 
 
 class SliceLoader:
-    """Endless batches of one rank, in the order of its plan; `skip_to` is the constructor's `start`.
+    """Endless batches of one rank, in the order of its plan.
 
     Args:
         slices: the data set; the plan's indices point into it.

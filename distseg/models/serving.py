@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from distseg.config import AIR_HU
 from distseg.errors import DistsegError
-
-AIR_HU = -1024.0
 
 
 class HuSegmenter(nn.Module):
@@ -42,6 +41,7 @@ class HuSegmenter(nn.Module):
         super().__init__()
         self.network = network
         self.low_hu, self.high_hu = float(window_hu[0]), float(window_hu[1])
+        self.air_hu = AIR_HU
         self.image_size = image_size
         self.stride = stride
         self.threshold = threshold
@@ -72,7 +72,7 @@ class HuSegmenter(nn.Module):
             ]
             hu = F.interpolate(hu, size=size, mode="bilinear", align_corners=False)
         h, w = hu.shape[2], hu.shape[3]
-        hu = F.pad(hu, [0, -w % self.stride, 0, -h % self.stride], value=-1024.0)  # AIR_HU; scripting knows no globals
+        hu = F.pad(hu, [0, -w % self.stride, 0, -h % self.stride], value=self.air_hu)
         image = ((hu - self.low_hu) * (1.0 / (self.high_hu - self.low_hu))).clamp(0.0, 1.0)
         logits = self.network(image)[:, :, :h, :w].float()
         if self.image_size > 0:

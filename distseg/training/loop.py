@@ -59,6 +59,7 @@ class Trainer:
             **shape,
         )
         self.val_plan = Plan(len(self.val_slices), **shape)
+        self._val_batches = iter(self._val_loader())
         if self.plan.steps_left(Position()) == 0:
             raise DistsegError(
                 f"train.batch_size_per_rank: got {train.batch_size_per_rank}, a global batch of {self.plan.global_batch} for "
@@ -93,7 +94,6 @@ class Trainer:
         """Trains to the last step of the configuration."""
         total_steps = self._total_steps()
         batches = iter(self._train_loader())
-        self._val_batches = iter(self._val_loader())
         log = StepLog(self, total_steps)
         first = self.progress.step
         while self.progress.step < total_steps:

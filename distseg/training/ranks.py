@@ -16,6 +16,7 @@ from torch import nn
 
 from distseg.errors import DistsegError
 
+LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch")
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -70,7 +71,7 @@ def processes_asked_for() -> int | None:
     """
     launcher = psutil.Process().parent()
     words = launcher.cmdline() if launcher else []
-    starts = [i for i, word in enumerate(words) if Path(word).name in ("accelerate", "accelerate-launch", "launch.py")]
+    starts = [i for i, word in enumerate(words) if Path(word).name in LAUNCHERS]
     if not starts:
         return None
     from accelerate.commands.launch import launch_command_parser, load_config_from_file
