@@ -5,7 +5,6 @@ A step is an optimizer step, an epoch one pass over the data. All randomness of 
 """
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,11 +13,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 
 from distseg.config import IGNORED_LABEL, Config
 from distseg.data.pipeline import Batch, SliceLoader, build_train_loader, build_val_loader
-from distseg.data.plan import Plan, Position, sample_ids
+from distseg.data.plan import Plan, Position
 from distseg.data.store import SliceFiles, Store
 from distseg.errors import DistsegError
 from distseg.kernels import region_bits, region_sums, region_targets, sum_over_ranks
@@ -31,6 +29,7 @@ from distseg.optim import build_optimizer, learning_rate, set_learning_rate
 from distseg.training.checkpoint import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
 from distseg.training.ranks import check_same_parameters
 from distseg.training.run_folder import RunFolder, save_best
+from distseg.training.step_log import StepLog
 
 
 @dataclass
@@ -110,7 +109,7 @@ class Trainer:
             )
         log.close()
 
-    def _optimizer_step(self, batches: Iterator[Batch], log: "StepLog") -> tuple[list[LossTerms], Batch]:
+    def _optimizer_step(self, batches: Iterator[Batch], log: StepLog) -> tuple[list[LossTerms], Batch]:
         terms = []
         for _ in range(self.config.train.gradient_accumulation_steps):
             batch = log.timed_next(batches)
@@ -124,7 +123,7 @@ class Trainer:
                 self.optimizer.zero_grad()
         return terms, batch
 
-    def _after_step(self, log: "StepLog", *, epoch_ended: bool, last: bool) -> None:
+    def _after_step(self, log: StepLog, *, epoch_ended: bool, last: bool) -> None:
         every = self.config.checkpoint.every_steps
         step = self.progress.step
         if step % self.config.train.log_every_steps == 0 or epoch_ended or last:
@@ -135,7 +134,7 @@ class Trainer:
             log.flush()
             self._save()
 
-    def _validate(self, log: "StepLog") -> None:
+    def _validate(self, log: StepLog) -> None:
         loss, dice = self._score_val()
         log.add_validation(loss, dice)
         score = mean_defined(list(dice.values()))
@@ -189,86 +188,6 @@ class Trainer:
 
     def _val_loader(self) -> SliceLoader:
         return build_val_loader(self.config.data, self.val_slices, self.val_plan, self.accelerator.device)
-
-
-class StepLog:
-    """Progress bar, metrics.jsonl, trackers and the sample log; one device synchronisation a flush."""
-
-    def __init__(self, trainer: Trainer, total_steps: int):
-        self.trainer = trainer
-        self.main = trainer.accelerator.is_main_process
-        self.bar = tqdm(
-            total=total_steps,
-            initial=trainer.progress.step,
-            desc="train",
-            unit="step",
-            disable=not self.main,
-            smoothing=0.1,
-        )
-        self._waiting: list[tuple[dict[str, Any], torch.Tensor]] = []
-        self._wait_s = 0.0
-        self._since = time.perf_counter()
-
-    def timed_next(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; the time it was waited for is logged, and its samples where data.log_samples says so."""
-        start = time.perf_counter()
-        batch = next(batches)
-        self._wait_s += time.perf_counter() - start
-        trainer = self.trainer
-        if trainer.config.data.log_samples:
-            ids = sample_ids([files.id for files in trainer.train_slices], batch.plan)
-            trainer.folder.append_samples(trainer.accelerator.process_index, trainer.progress.step + 1, batch, ids)
-        return batch
-
-    def add(self, terms: Sequence[LossTerms], batch: Batch) -> None:
-        """Notes a step; its figures stay on the device until the next flush."""
-        row = {"step": self.trainer.progress.step, "epoch": batch.plan.epoch, "split": "train"}
-        row["lr"] = self.trainer.optimizer.param_groups[0]["lr"]
-        figures = torch.stack([torch.cat([t.loss.view(1), t.bce.view(1), t.dice_R]) for t in terms]).mean(dim=0)
-        self._waiting.append((row, figures.detach()))
-        self.bar.update()
-
-    def flush(self) -> None:
-        if not self._waiting:
-            return
-        figures = torch.stack([figures for _, figures in self._waiting]).tolist()  # waits for the device
-        elapsed_s = time.perf_counter() - self._since
-        speed = len(self._waiting) * self.trainer.plan.global_batch / elapsed_s
-        rows = []
-        for (row, _), (loss, bce, *dice) in zip(self._waiting, figures, strict=True):
-            row |= {"loss": loss, "bce": bce, "dice": dict(zip(self.trainer.config.regions, dice, strict=True))}
-            rows.append(row | {"slices_per_s": speed, "data_wait": self._wait_s / elapsed_s})
-        self._waiting, self._wait_s, self._since = [], 0.0, time.perf_counter()
-        shown = " ".join(f"{name} {value:.3f}" for name, value in rows[-1]["dice"].items())
-        self.bar.set_postfix_str(f"loss {rows[-1]['loss']:.4f}, Dice {shown}, {speed:.1f} slices/s", refresh=False)
-        self._write(rows)
-
-    def add_validation(self, loss: float, dice: dict[str, float]) -> None:
-        progress = self.trainer.progress
-        # The epoch that was validated: the plan's position may already be at the next one's start.
-        epoch = progress.position.epoch - (progress.position.samples == 0)
-        defined = {name: None if math.isnan(value) else value for name, value in dice.items()}
-        mean = mean_defined(list(dice.values()))
-        row = {"step": progress.step, "epoch": epoch, "split": "val", "loss": loss, "dice": defined}
-        self._write([row | {"mean_dice": None if math.isnan(mean) else mean}])
-        if self.main:
-            self.trainer.folder.write_score_list()
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in dice.items())
-            self.bar.write(f"epoch {epoch}  step {progress.step}  val loss {loss:.4f}  Dice {shown}")
-        self._since = time.perf_counter()  # validation is not training time
-
-    def close(self) -> None:
-        self.bar.close()
-
-    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
-        if not self.main:
-            return
-        self.trainer.folder.append_metrics(rows)
-        for row in rows:
-            split = row["split"]
-            values = {f"{split}/{key}": row[key] for key in ("loss", "bce", "lr", "slices_per_s") if key in row}
-            values |= {f"{split}/dice/{name}": value for name, value in row["dice"].items() if value is not None}
-            self.trainer.accelerator.log(values, step=row["step"])
 
 
 def build_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, store: Store) -> Trainer:

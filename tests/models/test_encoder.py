@@ -1,6 +1,5 @@
 """The timm encoder: levels, dilation, weights and refusals."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,6 @@ from torch import nn
 
 from distseg.errors import DistsegError
 from distseg.models.encoder import TimmEncoder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On so small images a second thread only waits: 45 s instead of 120 s on two busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def levels(encoder: TimmEncoder, channels: int = 3, size: int = 64) -> list[torch.Tensor]:

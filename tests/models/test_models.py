@@ -1,6 +1,5 @@
 """The three networks: shapes, gradients, refusals, tracing, and their parts against references."""
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -22,15 +21,6 @@ PAIRS = [
     ("deeplabv3plus", "tf_efficientnet_lite0"),
     ("deeplabv3plus", "seresnext26d_32x4d"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On so small images a second thread only waits: 45 s instead of 120 s on two busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(decoder: str, encoder: str = "gernet_s", in_channels: int = 1, n_regions: int = 2) -> SegmentationNetwork:
