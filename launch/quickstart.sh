@@ -26,3 +26,11 @@ step distseg evaluate "$out/run" --split test
 step distseg export "$out/run" "$out/model"
 step distseg predict "$out/model" "$out/phantom/COVID-19-CT-Seg_20cases/phantom_001.nii.gz" "$out/masks/phantom_001.nii.gz"
 step distseg report "$out/run"
+
+cat <<SUMMARY
+
+Done. The scores per region are above (a whole volume without infection scores 0 for any false alarm).
+  report  $out/run/report.html
+  model   $out/model/model.pt (described in $out/model/model.json)
+  mask    $out/masks/phantom_001.nii.gz
+SUMMARY
