@@ -45,6 +45,11 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def is_free(path: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def replace_folder(new: Path, path: Path) -> None:
     """Renames `new` to `path`; a folder already there is moved out of the way first, and back if the rename fails."""
     old = path.with_name(f".old-{os.getpid()}-{path.name}")

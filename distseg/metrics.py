@@ -62,6 +62,11 @@ def mean_defined(values: Sequence[float]) -> float:
     return float(np.mean(defined)) if defined else math.nan
 
 
+def none_if_undefined(value: float) -> float | None:
+    """NaN as None: JSON knows no NaN."""
+    return None if math.isnan(value) else value
+
+
 def patient_bootstrap_ci(
     value_of_case: Sequence[float], patient_of_case: Sequence[str], resamples: int, seed: int = 0
 ) -> tuple[float, float]:

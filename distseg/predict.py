@@ -15,15 +15,14 @@ from distseg.errors import DistsegError, one_line_errors, positive_int
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     import numpy as np
-    import torch
     from tqdm import tqdm
 
     from distseg.data.nifti import hounsfield, read_volume, write_mask
     from distseg.training.artefact import load_segmenter
-    from distseg.training.inference import segment_volume
+    from distseg.training.inference import inference_device, segment_volume
 
     work = volumes_and_masks(args.input, args.output)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = inference_device()
     segmenter = load_segmenter(args.model, device)
     for source, target in tqdm(work, "predict", unit="volume"):
         volume = read_volume(source)

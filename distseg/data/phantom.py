@@ -17,7 +17,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from distseg.errors import DistsegError
-from distseg.files import folder_written_aside
+from distseg.files import folder_written_aside, is_free
 
 FIELD_OF_VIEW_MM = 360.0
 HEIGHT_MM = 280.0
@@ -156,7 +156,7 @@ def write_phantom(out: Path, cases: int, seed: int, size: int, n_slices: int) ->
     Raises:
         DistsegError: `out` is a file or a folder that is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise DistsegError(f"phantom: got {out}, which is not empty; it must be new or empty; choose another")
     with folder_written_aside(out) as aside:
         for index in tqdm(range(cases), desc="phantom", unit="case"):

@@ -6,7 +6,7 @@ epoch, so another number of ranks goes on with the next unseen sample.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -151,11 +151,6 @@ def draw_affine(augment: AugmentConfig, seed: int, epoch: int, sample: int) -> A
         linear = linear @ np.diag([-1.0, 1.0])
     crop = 2 * np.array(places[2:]) - 1
     return AffineDraw(linear, (shift[0], shift[1]), (crop[0], crop[1]))
-
-
-def sample_ids(ids: Sequence[str], batch: MicroBatch) -> list[str]:
-    """Names of the samples of a micro-batch that count."""
-    return [ids[index] for index in batch.indices[: batch.n_real]]
 
 
 def _generator(seed: int, stream: int, epoch: int, sample: int) -> np.random.Generator:

@@ -19,7 +19,7 @@ from distseg.data.nifti import Volume, hounsfield, read_volume
 from distseg.data.splits import assign_folds, check_fold_count
 from distseg.data.store import STORE_VERSION, Case, Store, open_store, slice_files, write_store_json
 from distseg.errors import DistsegError
-from distseg.files import folder_written_aside, replace_folder, sha256_of, write_json
+from distseg.files import folder_written_aside, is_free, replace_folder, sha256_of, write_json
 
 AFFINE_TOLERANCE_MM = 1e-3
 
@@ -44,7 +44,7 @@ def prepare_store(
     """
     sources = find_cases(src)
     check_fold_count(len({source.patient for source in sources}), n_folds, n_test)
-    if root.exists() and not (root / "store.json").is_file() and (not root.is_dir() or any(root.iterdir())):
+    if not (root / "store.json").is_file() and not is_free(root):
         raise DistsegError(f"store: got {root}, which holds something else; give a new folder or a store")
     with _locked(root):
         in_place = (root / "store.json").is_file()

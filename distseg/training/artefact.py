@@ -5,11 +5,13 @@
 The network is traced, the segmenter around it scripted: a traced segmenter would bake one input's padding in.
 """
 
+import contextlib
 import hashlib
 import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from distseg import __version__
 from distseg.config import Config
 from distseg.data.layouts import LABELS
 from distseg.errors import DistsegError
-from distseg.files import folder_written_aside, sha256_of, write_json
+from distseg.files import folder_written_aside, is_free, sha256_of, write_json
 from distseg.models.serving import HuSegmenter, write_order
 from distseg.training.inference import Segmenter
 from distseg.training.run_folder import best_metadata, load_best, open_run
@@ -42,7 +44,7 @@ def export_run(run: Path, out: Path) -> dict[str, Any]:
         DistsegError: no finished run, `out` holds something else, or the file does not agree with the eager model.
     """
     folder, config = open_run(run)
-    if out.exists() and not (out / "model.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+    if not (out / "model.json").is_file() and not is_free(out):
         raise DistsegError(f"output: got {out}, which holds something else; give a new folder or an earlier export")
     network, segmenter = load_best(folder, config)
     described = describe(config, network, segmenter, best_metadata(folder))
@@ -81,10 +83,7 @@ def describe(config: Config, network: nn.Module, segmenter: HuSegmenter, best: d
 def write_torchscript(segmenter: HuSegmenter, network: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     """Traces the network, scripts the segmenter around it and saves both as one file."""
     side = 2 * segmenter.stride
-    with warnings.catch_warnings(), torch.inference_mode():
-        # torch 2.14 calls TorchScript deprecated; it is what C++ and Triton's pytorch backend load.
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with _torchscript(), torch.inference_mode():
         traced = torch.jit.trace(network, torch.zeros(1, 1, side, side), check_trace=False)
         settings = (segmenter.low_hu, segmenter.high_hu), segmenter.image_size, segmenter.stride, segmenter.threshold
         written = list(zip(segmenter.region_order, segmenter.label_order, strict=True))
@@ -139,9 +138,7 @@ def load_segmenter(source: Path, device: torch.device) -> Segmenter:
         )
     extra = {METADATA: ""}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with _torchscript():
             model = torch.jit.load(str(path), map_location=device, _extra_files=extra)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -160,6 +157,15 @@ def digest_of_weights(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _torchscript() -> Iterator[None]:
+    """torch 2.14 calls TorchScript deprecated; it is what C++ and Triton's pytorch backend load."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _test_slices(batch: int, height: int, width: int, seed: int) -> torch.Tensor:

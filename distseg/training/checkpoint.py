@@ -46,13 +46,13 @@ def save_checkpoint(
     Args:
         checkpoints: folder of all checkpoints of the run.
         progress: stored beside the weights.
-        weights: state dict of the network, buffers included.
+        weights: state dict of the network, buffers included, contiguous.
         optimizer: tensors, numbers and containers only: it is read back with `weights_only`.
         keep_last: at least 1.
     """
     final = checkpoints / f"step_{progress.step}"
     with folder_written_aside(final) as aside:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, aside / "weights.safetensors")
+        save_file(weights, aside / "weights.safetensors")
         torch.save(optimizer, aside / "optimizer.pt")
         write_json(aside / "progress.json", dataclasses.asdict(progress))
         write_json(aside / "manifest.json", {name: sha256_of(aside / name) for name in FILES})

@@ -6,15 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from distseg.config import Config
 from distseg.data.store import Case, open_store
 from distseg.files import folder_written_aside, write_json
-from distseg.metrics import SCORES, EmptyPolicy, mean_defined, patient_bootstrap_ci, scores_from_counts
+from distseg.metrics import (
+    SCORES,
+    EmptyPolicy,
+    mean_defined,
+    none_if_undefined,
+    patient_bootstrap_ci,
+    scores_from_counts,
+)
 from distseg.training.figures import draw_overlays, telling_slices
-from distseg.training.inference import score_cases
+from distseg.training.inference import inference_device, score_cases
 from distseg.training.run_folder import best_metadata, load_best, open_run, write_csv
 
 OVERLAY_CASES = 4  # a picture per case up to here: enough to look at, few enough to draw
@@ -34,7 +40,7 @@ def evaluate_run(run: Path, split: str, store: Path | None = None) -> dict[str, 
     folder, config = open_run(run)
     opened = open_store(store or Path(config.data.store))
     cases = opened.cases_of(split, config.data.fold)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = inference_device()
     _, segmenter = load_best(folder, config)
     with folder_written_aside(run / "eval" / split) as aside:
         counts: dict[str, np.ndarray] = {}
@@ -76,12 +82,12 @@ def summarise(
             values = [score[name] for score in scores]
             interval = patient_bootstrap_ci(values, patients, settings.bootstrap_resamples, config.seed)
             entry[name] = {
-                "mean": _or_none(mean_defined(values)),
+                "mean": none_if_undefined(mean_defined(values)),
                 "ci95": None if math.isnan(interval[0]) else list(interval),
                 "n": sum(not math.isnan(value) for value in values),
             }
         pooled = scores_from_counts(np.sum(counts, axis=0), settings.empty_masks)
-        entry["pooled"] = {name: _or_none(value) for name, value in pooled.items()}
+        entry["pooled"] = {name: none_if_undefined(value) for name, value in pooled.items()}
         entry["n_empty_truth"] = sum(int(tp + fn == 0) for tp, _, fn, _ in counts)
         entry["n_empty_prediction"] = sum(int(tp + fp == 0) for tp, fp, _, _ in counts)
         regions[region] = entry
@@ -112,7 +118,3 @@ def _row(name: str, patient: str, regions: Sequence[str], counts_R4: np.ndarray,
         row |= {f"{region}_{score}": "" if math.isnan(value) else f"{value:.6f}" for score, value in scores.items()}
         row |= {f"{region}_{kind}": int(n) for kind, n in zip(("tp", "fp", "fn", "tn"), counts, strict=True)}
     return row
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -23,6 +23,11 @@ class ScoredCase:
     mask_ZYX: np.ndarray
 
 
+def inference_device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @torch.inference_mode()
 def segment_volume(segmenter: Segmenter, hu_ZYX: np.ndarray, device: torch.device, batch_size: int) -> np.ndarray:
     """Labels of a volume, slice by slice.

@@ -126,18 +126,19 @@ class Trainer:
     def _after_step(self, log: StepLog, *, epoch_ended: bool, last: bool) -> None:
         every = self.config.checkpoint.every_steps
         step = self.progress.step
-        if step % self.config.train.log_every_steps == 0 or epoch_ended or last:
+        validates = epoch_ended or last
+        saves = validates or (every is not None and step % every == 0)
+        if saves or step % self.config.train.log_every_steps == 0:
             log.flush()
-        if epoch_ended or last:
+        if validates:
             self._validate(log)
-        if epoch_ended or last or (every is not None and step % every == 0):
-            log.flush()
+        if saves:
             self._save()
 
     def _validate(self, log: StepLog) -> None:
         loss, dice = self._score_val()
-        log.add_validation(loss, dice)
         score = mean_defined(list(dice.values()))
+        log.add_validation(loss, dice, score)
         if math.isnan(score) or (self.progress.best_score is not None and score <= self.progress.best_score):
             return
         self.progress = replace(self.progress, best_score=score, best_step=self.progress.step)
@@ -172,7 +173,9 @@ class Trainer:
             save_checkpoint(self.folder.checkpoints, self.progress, self._weights(), state, keep)
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return self.accelerator.unwrap_model(self.network).state_dict()
+        """State dict of the bare network, contiguous as safetensors wants it."""
+        state = self.accelerator.unwrap_model(self.network).state_dict()
+        return {name: tensor.contiguous() for name, tensor in state.items()}
 
     def _total_steps(self) -> int:
         """Steps done, those left of this epoch, and whole epochs after it (so also right on another number of ranks)."""

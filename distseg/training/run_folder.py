@@ -146,9 +146,9 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def save_best(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Writes weights as safetensors with text beside them in its header, atomically."""
+    """Writes contiguous weights as safetensors with text beside them in its header, atomically."""
     with written_aside(path) as aside:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside, metadata)
+        save_file(state, aside, metadata)
 
 
 def open_run(root: Path) -> tuple[RunFolder, Config]:

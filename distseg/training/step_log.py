@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,8 @@ import torch
 from tqdm import tqdm
 
 from distseg.data.pipeline import Batch
-from distseg.data.plan import sample_ids
 from distseg.losses import LossTerms
-from distseg.metrics import mean_defined
+from distseg.metrics import none_if_undefined
 
 if TYPE_CHECKING:
     from distseg.training.loop import Trainer
@@ -44,7 +42,7 @@ class StepLog:
         self._wait_s += time.perf_counter() - start
         trainer = self.trainer
         if trainer.config.data.log_samples:
-            ids = sample_ids([files.id for files in trainer.train_slices], batch.plan)
+            ids = [trainer.train_slices[index].id for index in batch.plan.indices[: batch.plan.n_real]]
             trainer.folder.append_samples(trainer.accelerator.process_index, trainer.progress.step + 1, batch, ids)
         return batch
 
@@ -71,14 +69,13 @@ class StepLog:
         self.bar.set_postfix_str(f"loss {rows[-1]['loss']:.4f}, Dice {shown}, {speed:.1f} slices/s", refresh=False)
         self._write(rows)
 
-    def add_validation(self, loss: float, dice: dict[str, float]) -> None:
+    def add_validation(self, loss: float, dice: dict[str, float], mean_dice: float) -> None:
         progress = self.trainer.progress
         # The epoch that was validated: the plan's position may already be at the next one's start.
         epoch = progress.position.epoch - (progress.position.samples == 0)
-        defined = {name: None if math.isnan(value) else value for name, value in dice.items()}
-        mean = mean_defined(list(dice.values()))
+        defined = {name: none_if_undefined(value) for name, value in dice.items()}
         row = {"step": progress.step, "epoch": epoch, "split": "val", "loss": loss, "dice": defined}
-        self._write([row | {"mean_dice": None if math.isnan(mean) else mean}])
+        self._write([row | {"mean_dice": none_if_undefined(mean_dice)}])
         if self.main:
             self.trainer.folder.write_score_list()
             shown = ", ".join(f"{name} {value:.4f}" for name, value in dice.items())
