@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     # Run as a script, Python puts this folder first on the path, where our models, export, ... would hide other packages'.
@@ -18,9 +17,6 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
 
 from distseg.config import Config, config_as_yaml, load_config
 from distseg.errors import DistsegError, RankError, one_line_errors
-
-if TYPE_CHECKING:
-    from distseg.data.store import Store
 
 
 @one_line_errors
@@ -52,11 +48,15 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     folder = RunFolder(Path(config.output_dir))
     folder.check_same_run(config) if resume else folder.check_free()
+    if source is None:
+        open_store(Path(config.data.store))  # before ranks wait for each other: all of them find the same mistake
     accelerator = connect_ranks(config.train.gradient_accumulation_steps, folder.root)
     clean = False
     try:
-        with accelerator.main_process_first():
-            store = _prepared(source, config) if source else open_store(Path(config.data.store))
+        if source is not None:
+            with accelerator.main_process_first():
+                _prepare(source, config)
+        store = open_store(Path(config.data.store))
         trainer = build_trainer(config, accelerator, folder, store)
         resumed = resume and trainer.restore()
         if accelerator.is_main_process:
@@ -111,12 +111,12 @@ def _predecessor_overrides(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def _prepared(source: Path, config: Config) -> "Store":
-    """The store of the predecessor's --datadir: five folds by the config's seed."""
+def _prepare(source: Path, config: Config) -> None:
+    """Brings the store of the predecessor's --datadir up to date: five folds by the config's seed."""
     from distseg.data.prepare import prepare_store
 
     root, workers = Path(config.data.store), os.cpu_count() or 1
-    return prepare_store(source, root, n_folds=5, n_test=0, seed=config.seed, workers=workers)
+    prepare_store(source, root, n_folds=5, n_test=0, seed=config.seed, workers=workers)
 
 
 if __name__ == "__main__":

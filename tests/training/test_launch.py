@@ -118,6 +118,14 @@ def test_accelerate_that_would_start_one_process_for_two_is_refused(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.dist
+def test_a_mistake_is_one_line_on_two_ranks_too(tmp_path: Path, run_command: Run) -> None:
+    words = [*CPU_RANKS, "2", "distseg/train.py", "data.store=/nowhere", f"output_dir={tmp_path / 'run'}"]
+    done = run_command(*words, ok=False)
+    assert done.returncode != 0 and done.stderr.count("error: store: got /nowhere without store.json") == 1
+    assert "[rank1]" not in done.stderr and not (tmp_path / "run").exists()
+
+
 def test_ranks_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate.utils import DistributedType
 
