@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from distseg.data.nifti import hounsfield, read_volume, write_mask
+    from distseg.data.nifti import read_nifti, write_mask
+    from distseg.data.volume import hounsfield
     from distseg.training.artefact import load_segmenter
     from distseg.training.inference import inference_device, segment_volume
 
@@ -25,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = inference_device()
     segmenter = load_segmenter(args.model, device)
     for source, target in tqdm(work, "predict", unit="volume"):
-        volume = read_volume(source)
+        volume = read_nifti(source)
         hu_ZYX, origin = hounsfield(volume, args.intensity)
         mask_ZYX = segment_volume(segmenter, hu_ZYX, device, args.batch_size)
-        write_mask(target, mask_ZYX, volume)
-        voxel_ml = np.prod(volume.spacing_mm) / 1000
+        write_mask(target, mask_ZYX, source)
+        voxel_ml = np.prod(volume.spacing_mm or 0) / 1000
         found = [(label, np.count_nonzero(mask_ZYX == label) * voxel_ml) for label in np.unique(mask_ZYX) if label]
         volumes = ", ".join(f"label {label} {ml:.1f} ml" for label, ml in found)
         tqdm.write(f"{target}: {volumes or 'nothing found'} (intensity {origin})")

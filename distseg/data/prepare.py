@@ -15,9 +15,10 @@ import pydantic
 from tqdm import tqdm
 
 from distseg.data.layouts import LABELS, CaseSource, MaskSource, find_cases
-from distseg.data.nifti import Volume, hounsfield, read_volume
+from distseg.data.nifti import read_nifti as read_volume
 from distseg.data.splits import assign_folds, check_fold_count
 from distseg.data.store import STORE_VERSION, Case, Store, open_store, slice_files, write_store_json
+from distseg.data.volume import Volume, hounsfield
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, is_free, replace_folder, sha256_of, write_json
 

@@ -1,0 +1,76 @@
+"""A volume as every reader gives it, and its intensities as Hounsfield units.
+
+Inside distseg a volume is an array [Z, Y, X] with x growing to the patient's Left, y to Posterior, z to Superior, so that
+a slice [Y, X] shows as a radiologist sees it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distseg.config import AIR_HU
+from distseg.errors import DistsegError
+
+MAX_VOXELS = 2**31  # 4 GiB of int16: far above any chest CT, far below what a broken header may claim
+GREY_WINDOW_HU = (-1250, 250)  # what grey 0..255 stands for in the radiopaedia_* volumes of Zenodo 3757476
+HIGHEST_HU = 32767  # what int16 holds; dense metal stays below it
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume or a mask, in one orientation."""
+
+    path: Path
+    """the file, or the folder of a series: what messages name"""
+    values_ZYX: np.ndarray
+    spacing_mm: tuple[float, float, float] | None
+    """z, y, x; None: the source does not say (PNG)"""
+    affine: np.ndarray | None
+    """4 x 4, index (x, y, z) of values_ZYX -> mm to the Right, Anterior, Superior as in NIfTI; None as above"""
+
+
+def check_voxel_count(path: Path, shape: tuple[int, ...]) -> None:
+    """Refuses what a header claims before memory is asked for."""
+    if not shape or min(shape) < 1 or np.prod(shape, dtype=np.float64) > MAX_VOXELS:
+        raise DistsegError(
+            f"volume {path}: got shape {tuple(shape)}; it must hold 1 to {MAX_VOXELS} voxels; the header may be broken"
+        )
+
+
+def hounsfield(volume: Volume, intensity: str = "auto") -> tuple[np.ndarray, str]:
+    """The volume in HU, and where its intensities came from.
+
+    Air makes every CT in HU go far below 0, so a volume within 0..255 is grey of the window [-1250, 250] HU. Values below
+    air are what scanners and converters pad with (-2000, -2048, -3024, ...): they become air.
+
+    Args:
+        volume: as read.
+        intensity: "auto" (decide as above), "hu" or "grey" (refuse a volume that contradicts it).
+
+    Returns:
+        int16 [Z, Y, X], and "hu" or "grey_-1250_250".
+
+    Raises:
+        DistsegError: `intensity` contradicts the values, or they are no CT.
+    """
+    low, high = float(volume.values_ZYX.min()), float(volume.values_ZYX.max())
+    if not np.isfinite([low, high]).all():
+        raise DistsegError(f"volume {volume.path}: holds NaN or infinite values; HU are finite; mend or leave it out")
+    looks_grey = low >= 0 and high <= 255
+    if intensity == "grey" and not looks_grey or intensity == "hu" and looks_grey:
+        seen = "grey" if looks_grey else "hu"
+        raise DistsegError(
+            f"volume {volume.path}: got values {low:g}..{high:g}, declared {intensity}; they look like {seen}; "
+            f"use --intensity {seen} or auto"
+        )
+    if looks_grey:
+        low_hu, high_hu = GREY_WINDOW_HU
+        hu = volume.values_ZYX.astype(np.float32) / 255 * (high_hu - low_hu) + low_hu
+        return np.rint(hu).astype(np.int16), f"grey_{low_hu}_{high_hu}"
+    if low < -HIGHEST_HU - 1 or high > HIGHEST_HU or low >= 0:
+        raise DistsegError(
+            f"volume {volume.path}: got values {low:g}..{high:g}; neither HU (air is near -1000, nothing above "
+            f"{HIGHEST_HU}) nor grey 0..255; apply the rescale slope and intercept, or leave the volume out"
+        )
+    return np.rint(np.maximum(volume.values_ZYX, AIR_HU)).astype(np.int16), "hu"
