@@ -20,12 +20,15 @@ REQUIREMENTS = [
     DALI[CUDA],
     "accelerate>=1.15,<2",
     "deepspeed>=0.19.8,<0.20",
+    "highdicom>=0.27,<1",
     "jinja2>=3.1",
     "matplotlib>=3.10",
     "nibabel>=5.3",
     "numpy>=2.2,<3",
+    "pillow>=11",
     "psutil>=6",
     "pydantic>=2.10,<3",
+    "pydicom>=3,<4",
     "pyyaml>=6",
     "safetensors>=0.5",
     "tensorboard>=2.18",
@@ -37,7 +40,9 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "cuda12": [DALI["12"]],
+    "cluster": ["distributed>=2025.1"],
     "dev": [
+        "distributed>=2025.1",
         "hypothesis>=6",
         "import-linter>=2.1",
         "mypy>=1.15",

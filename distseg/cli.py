@@ -11,6 +11,7 @@ from distseg import __version__
 COMMANDS = {
     "phantom": "write a procedural chest CT set: the embedded sample",
     "prepare": "annotated volumes into a store",
+    "preview": "a picture of augmented slices with their masks",
     "train": "train a model on a store",
     "evaluate": "score a run",
     "export": "trace, verify and package a run's model",

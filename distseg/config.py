@@ -23,6 +23,8 @@ AIR_HU = -1024.0  # what lies outside a slice
 
 @dataclass(frozen=True)
 class AugmentConfig:
+    preset: Literal["none", "study", "strong"] = "study"
+    """where values come from that are not given: nothing, the study's flip and affine, or all that is below"""
     flip_probability: float = 0.5
     """left-right flip"""
     affine_probability: float = 0.7
@@ -35,25 +37,83 @@ class AugmentConfig:
     """largest shear either way, as a fraction"""
     shift: float = 0.05
     """largest translation either way, as a fraction of image_size"""
+    focus_probability: float = 0.0
+    """a crop (data.fit: crop) lies around a random pixel of data.focus_region where the slice has one"""
+    elastic_probability: float = 0.0
+    elastic_shift: float = 0.03
+    """standard deviation of the displacement at its knots, as a fraction of image_size"""
+    elastic_knots: int = 6
+    """a side; the displacement is smooth between them"""
+    low_resolution_probability: float = 0.0
+    low_resolution: tuple[float, float] = (0.5, 1.0)
+    """range of the side that the image is sampled at, as a fraction of image_size, before it is scaled back"""
+    blur_probability: float = 0.0
+    blur_sigma: tuple[float, float] = (0.5, 1.0)
+    """range of the Gaussian's standard deviation, pixels"""
+    noise_probability: float = 0.0
+    noise_hu: float = 60.0
+    """largest standard deviation of white Gaussian noise, HU"""
+    contrast_probability: float = 0.0
+    contrast: tuple[float, float] = (0.75, 1.25)
+    """range of the factor around the middle of the window"""
+    brightness: float = 0.1
+    """largest shift either way (with the contrast), as a fraction of the window"""
+    gamma_probability: float = 0.0
+    gamma: tuple[float, float] = (0.7, 1.5)
+    """range of the exponent of the windowed image, drawn log-uniformly"""
+    cutout_probability: float = 0.0
+    cutout: float = 0.25
+    """largest side of a rectangle that is set to 0 in the image (not in the labels), as a fraction of image_size"""
 
     def __post_init__(self) -> None:
-        for name in ("flip_probability", "affine_probability"):
-            _require(0 <= getattr(self, name) <= 1, f"data.augment.{name}", getattr(self, name), "must be in [0, 1]")
-        _require(0 < self.scale[0] <= self.scale[1], "data.augment.scale", self.scale, "must be 0 < low <= high")
+        for f in dataclasses.fields(self):
+            key, value = f"data.augment.{f.name}", getattr(self, f.name)
+            if f.name.endswith("_probability"):
+                _require(0 <= value <= 1, key, value, "must be in [0, 1]")
+            elif isinstance(value, tuple):
+                _require(0 < value[0] <= value[1], key, value, "must be 0 < low <= high")
+            elif not isinstance(value, str):
+                _require(value >= 0, key, value, "must be 0 or more")
+        _require(self.low_resolution[1] <= 1, "data.augment.low_resolution", self.low_resolution, "must be at most 1")
+        _require(self.cutout <= 1, "data.augment.cutout", self.cutout, "must be at most 1")
+        _require(self.elastic_knots >= 2, "data.augment.elastic_knots", self.elastic_knots, "must be at least 2")
+
+
+_PROBABILITIES = [f.name for f in dataclasses.fields(AugmentConfig) if f.name.endswith("_probability")]
+# "study" is what AugmentConfig says; "strong" has the strengths and roughly the probabilities of nnU-Net's 2D training.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "none": dict.fromkeys(_PROBABILITIES, 0.0),
+    "study": {},
+    "strong": {
+        "affine_probability": 0.8, "rotate_deg": 30.0, "scale": (0.7, 1.4), "shear": 0.1, "shift": 0.1,
+        "elastic_probability": 0.2, "low_resolution_probability": 0.15, "blur_probability": 0.15,
+        "noise_probability": 0.15, "contrast_probability": 0.3, "gamma_probability": 0.2, "cutout_probability": 0.1,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DataConfig:
     store: str = "store"
     """folder written by `distseg prepare`"""
+    cache_dir: str | None = None
+    """folder on the node's own disk that the cases of a fold are copied to first, once a node, and checked"""
     fold: int = 0
     """the fold whose patients validate; all others but the test patients train"""
+    leaky_slice_split: bool = False
+    """deals slices instead of patients to training and validation: only to show how much such a score gains"""
     image_size: int = 256
     """side of the square images the network trains on, pixels"""
     fit: Literal["resize", "crop"] = "resize"
     """how a slice becomes an image: its longer side scaled to image_size, or a window of image_size at native scale"""
-    window_hu: tuple[float, float] = (-1250.0, 250.0)
-    """HU mapped to 0 and to 1; values outside are clipped"""
+    windows_hu: tuple[tuple[float, float], ...] = ((-1250.0, 250.0),)
+    """each maps HU to [0, 1], clipped outside, and makes a channel"""
+    neighbours: int = 0
+    """slices on each side that come as channels too (2.5D); labels are those of the middle one"""
+    focus_region: str = "infection"
+    """what focused crops and over-sampling look for"""
+    focus_share: float | None = None
+    """over-sampling: slices with the focus region are repeated until they are this share of an epoch's samples"""
     last_batch: Literal["mask", "drop"] = "mask"
     """an epoch's last, incomplete global batch: filled up with slices that count for nothing, or left out"""
     num_threads: int = 2
@@ -62,11 +122,30 @@ class DataConfig:
     """each rank writes RUN/samples/rank<r>.jsonl: what it was given, with digests"""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    @property
+    def channels(self) -> int:
+        """Of the network's input: for each window the slices from below to above."""
+        return len(self.windows_hu) * (2 * self.neighbours + 1)
+
     def __post_init__(self) -> None:
-        _require(self.window_hu[0] < self.window_hu[1], "data.window_hu", self.window_hu, "must be low < high")
+        _require(len(self.windows_hu) > 0, "data.windows_hu", "[]", "at least one window is needed")
+        for window in self.windows_hu:
+            _require(window[0] < window[1], "data.windows_hu", window, "must be low < high")
+        _require(self.neighbours >= 0, "data.neighbours", self.neighbours, "must be 0 or more")
         _require(self.image_size >= 32, "data.image_size", self.image_size, "must be at least 32")
         _require(self.num_threads >= 1, "data.num_threads", self.num_threads, "must be at least 1")
         _require(self.fold >= 0, "data.fold", self.fold, "must be 0 or more")
+        _require(
+            self.focus_share is None or 0 < self.focus_share < 1,
+            "data.focus_share",
+            self.focus_share,
+            "must be in (0, 1)",
+        )
+        focused = self.augment.focus_probability > 0
+        _require(
+            not focused or self.fit == "crop", "data.augment.focus_probability", self.augment.focus_probability,
+            "only a crop can lie around something; set data.fit=crop",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,6 +258,9 @@ class Config:
         for name, labels in self.regions.items():
             in_range = len(labels) > 0 and all(1 <= label < IGNORED_LABEL for label in labels)
             _require(in_range, f"regions.{name}", list(labels), "must name labels from 1 to 254")
+        if self.data.focus_share is not None or self.data.augment.focus_probability > 0:
+            known = f"must be one of the regions ({', '.join(self.regions)})"
+            _require(self.data.focus_region in self.regions, "data.focus_region", self.data.focus_region, known)
         _require(0 <= self.seed < 2**32, "seed", self.seed, "must be in [0, 2^32)")
 
     def to_dict(self) -> dict[str, Any]:
@@ -201,6 +283,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         key, _, text = override.partition("=")
         _set_dotted(values, key, yaml.safe_load(text))
     _check_keys(values, Config, "")
+    _apply_preset(values)
     try:
         return pydantic.TypeAdapter(Config).validate_python(values)
     except pydantic.ValidationError as error:
@@ -241,6 +324,14 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise DistsegError(f"config override: got {key}; {section!r} is a value, not a section; use --print-config")
     values[last] = value
+
+
+def _apply_preset(values: dict[str, Any]) -> None:
+    """Puts the values of data.augment.preset under those that are given; a wrong name is left to the validation."""
+    data = values.get("data")
+    augment = data.get("augment") if isinstance(data, dict) else None
+    if isinstance(augment, dict) and augment.get("preset") in PRESETS:
+        values["data"]["augment"] = {**PRESETS[augment["preset"]], **augment}
 
 
 def _check_keys(values: Mapping[str, Any], schema: type, prefix: str) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Gives a temporary sibling to write a file to; on success it replaces `path`, on failure it vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: writers such as nibabel choose the format by it.
-    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    aside = path.with_name(f".partial-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         yield aside
         fsync_path(aside)
@@ -33,7 +34,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 def folder_written_aside(path: Path) -> Iterator[Path]:
     """Gives an empty temporary sibling to fill; on success it takes the name `path`, replacing a folder of that name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    aside = path.with_name(f".partial-{uuid.uuid4().hex[:8]}-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
@@ -52,7 +53,7 @@ def is_free(path: Path) -> bool:
 
 def replace_folder(new: Path, path: Path) -> None:
     """Renames `new` to `path`; a folder already there is moved out of the way first, and back if the rename fails."""
-    old = path.with_name(f".old-{os.getpid()}-{path.name}")
+    old = path.with_name(f".old-{uuid.uuid4().hex[:8]}-{path.name}")
     if path.exists():
         os.rename(path, old)
     try:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     # Run as a script, Python puts this folder first on the path, where our models, export, ... would hide other packages'.
@@ -17,6 +18,9 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
 
 from distseg.config import Config, config_as_yaml, load_config
 from distseg.errors import DistsegError, RankError, one_line_errors
+
+if TYPE_CHECKING:
+    from distseg.data.store import Store
 
 
 @one_line_errors
@@ -57,6 +61,9 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
             with accelerator.main_process_first():
                 _prepare(source, config)
         store = open_store(Path(config.data.store))
+        if config.data.cache_dir is not None:
+            with accelerator.local_main_process_first():
+                store = _staged(store, config)
         trainer = build_trainer(config, accelerator, folder, store)
         resumed = resume and trainer.restore()
         if accelerator.is_main_process:
@@ -111,12 +118,19 @@ def _predecessor_overrides(args: argparse.Namespace) -> list[str]:
     ]
 
 
+def _staged(store: "Store", config: Config) -> "Store":
+    """The store with the cases of the fold on the node's own disk."""
+    from distseg.data.staging import stage_store
+
+    cases = [case for split in ("train", "val") for case in store.cases_of(split, config.data.fold)]
+    return stage_store(store, cases, Path(config.data.cache_dir or ""))
+
+
 def _prepare(source: Path, config: Config) -> None:
     """Brings the store of the predecessor's --datadir up to date: five folds by the config's seed."""
-    from distseg.data.prepare import prepare_store
+    from distseg.data.prepare import FoldRule, prepare_store
 
-    root, workers = Path(config.data.store), os.cpu_count() or 1
-    prepare_store(source, root, n_folds=5, n_test=0, seed=config.seed, workers=workers)
+    prepare_store(source, Path(config.data.store), FoldRule(seed=config.seed), workers=os.cpu_count() or 1)
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def store(phantom: Path) -> Path:
-    from distseg.data.prepare import prepare_store
+    from distseg.data.prepare import FoldRule, prepare_store
 
     root = phantom.parent / "store"
-    prepare_store(phantom, root, n_folds=3, n_test=1, seed=0, workers=2)
+    prepare_store(phantom, root, FoldRule(n_folds=3, n_test=1), workers=2)
     return root
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_a_written_configuration_reads_back_equal(tmp_path: Path) -> None:
     config = load_config(
-        None, ["optim.lr=3e-4", "train.max_steps=7", "regions={lung: [1, 2]}", "data.window_hu=[-1000, 400]"]
+        None, ["optim.lr=3e-4", "train.max_steps=7", "regions={lung: [1, 2]}", "data.windows_hu=[[-1000, 400]]"]
     )
     assert config.optim.lr == 3e-4 and config.train.max_steps == 7 and dict(config.regions) == {"lung": (1, 2)}
     (tmp_path / "c.yaml").write_text(config_as_yaml(config))
@@ -34,7 +34,7 @@ def test_later_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("train.epochs=two", "config train.epochs: got 'two'"),
         ("train.epochs=0", "config train.epochs: got 0; must be at least 1"),
         ("model.decoder=unet", "config model.decoder: got 'unet'"),
-        ("data.window_hu=[10, -10]", "must be low < high"),
+        ("data.windows_hu=[[10, -10]]", "must be low < high"),
         ("regions={lung: [0]}", "must name labels from 1 to 254"),
         ("data=3", "config data: got 3"),
         ("seed.x=3", "got seed.x"),
@@ -61,3 +61,15 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "yaml_configs").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_loads(path: Path) -> None:
     assert isinstance(load_config(path), Config)
+
+
+def test_a_preset_fills_in_what_is_not_given() -> None:
+    strong = load_config(None, ["data.augment={preset: strong, noise_probability: 0}"]).data.augment
+    assert (strong.noise_probability, strong.rotate_deg, strong.elastic_probability) == (0, 30, 0.2)
+    assert load_config(None, ["data.augment.preset=none"]).data.augment.flip_probability == 0
+    with pytest.raises(DistsegError, match="config data.augment.preset: got 'weak'"):
+        load_config(None, ["data.augment.preset=weak"])
+    with pytest.raises(DistsegError, match="set data.fit=crop"):
+        load_config(None, ["data.augment.focus_probability=0.5"])
+    with pytest.raises(DistsegError, match="config data.focus_region: got lesion; must be one of the regions"):
+        load_config(None, ["data.focus_share=0.5", "data.focus_region=lesion"])

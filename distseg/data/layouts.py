@@ -1,33 +1,92 @@
-"""What lies where in a source folder: which volume, which masks, which patient."""
+"""What lies where in a source: which files are a volume, which its masks, which patient it is of.
 
+A layout is found by itself or named. Nothing is read here but names, a CSV and the patient of a DICOM file.
+"""
+
+import csv
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from distseg.data.dicom import is_dicom, read_patient_id
 from distseg.data.nifti import is_nifti, nifti_stem
+from distseg.data.png import is_png
 from distseg.errors import DistsegError
 
-LABELS = {"background": 0, "lung": 1, "infection": 2}
+# Labels of every layout; a store names those that its source may hold. Higher numbers overwrite lower ones.
+LABELS = {"background": 0, "lung": 1, "infection": 2, "ground_glass": 3, "consolidation": 4, "pleural_effusion": 5}
+LUNG_VALUES = {1: 1, 2: 1}  # right and left become one label
 
-IMAGES = "COVID-19-CT-Seg_20cases"
-# Mask folder -> {value in the file: label}; later folders overwrite earlier ones. Left and right lung become one label.
-SEPARATE_MASKS = {"Lung_Mask": {1: 1, 2: 1}, "Infection_Mask": {1: 2}}
-JOINT_MASK = {"Lung_and_Infection_Mask": {1: 1, 2: 1, 3: 2}}
+ZENODO_IMAGES = "COVID-19-CT-Seg_20cases"
+# Mask folder -> {value in the file: label}; later folders overwrite earlier ones.
+ZENODO_SEPARATE = {"Lung_Mask": LUNG_VALUES, "Infection_Mask": {1: 2}}
+ZENODO_JOINT = {"Lung_and_Infection_Mask": LUNG_VALUES | {3: 2}}
+
+PAIRED_IMAGES, PAIRED_JOINT = "images", "labels"
+CSV_NAME = "cases.csv"
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class MaskSource:
-    path: Path
-    label_of_value: Mapping[int, int]  # value 0 is always background
+    files: tuple[Path, ...]
+    """one NIfTI or DICOM-SEG file, or the PNG slices in the order of the volume's files"""
+    label_of_value: Mapping[int, int]
+    """value 0 is always background"""
+    label_of_segment: Mapping[str, int]
+    """the same for a DICOM-SEG, by the name of the segment; "*": any"""
 
 
 @dataclass(frozen=True)
 class CaseSource:
     id: str
     patient: str
-    image: Path
+    files: tuple[Path, ...]
+    """one NIfTI file, the PNG slices from the lowest up, or the DICOM files of a series"""
     masks: tuple[MaskSource, ...]
+    slice_index: int | None = None
+    """only this slice of a NIfTI stack whose slices are of different patients"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a folder or CSV holds."""
+
+    root: Path
+    layout: str
+    labels: Mapping[str, int]
+    cases: tuple[CaseSource, ...]
+    split_of_patient: Mapping[str, str] = field(default_factory=dict)
+    """train, val or test where the source says so"""
+    notes: tuple[str, ...] = ()
+    """what a user should know"""
+
+
+def find_source(src: Path, layout: str = "auto", labels: Mapping[str, int] = LABELS) -> Source:
+    """The annotated volumes of a folder (or CSV file), sorted by name.
+
+    Args:
+        src: folder, or the .csv file itself.
+        layout: one of `LAYOUTS`, or "auto".
+        labels: names and numbers that label folders, columns and segments may have (paired and csv).
+
+    Raises:
+        DistsegError: no such source, no known layout or several, a volume without a mask or a mask without a volume.
+    """
+    if not src.exists():
+        raise DistsegError(f"source: got {src}; no such folder; check the path")
+    fitting = [name for name, (fits, _) in LAYOUTS.items() if fits(src)]
+    if layout == "auto" and len(fitting) != 1:
+        seen = f"that fits {' and '.join(fitting)}; choose one with --layout" if fitting else "of no known layout"
+        rules = "; ".join(f"{name}: {LAYOUT_RULES[name]}" for name in LAYOUTS)
+        raise DistsegError(f"source: got {src} {seen}; {rules}")
+    if layout != "auto" and layout not in fitting:
+        raise DistsegError(f"source: got {src}, declared {layout}; it must hold {LAYOUT_RULES[layout]}")
+    source = LAYOUTS[fitting[0] if layout == "auto" else layout][1](src, labels)
+    _check_ids(source)
+    return source
 
 
 def patient_of(case_id: str) -> str:
@@ -36,51 +95,269 @@ def patient_of(case_id: str) -> str:
     return match.group() if match else case_id
 
 
-def find_cases(src: Path) -> list[CaseSource]:
-    """The annotated volumes of a folder in the layout of Zenodo 3757476, sorted by name.
+# Zenodo 3757476
 
-    Raises:
-        DistsegError: no such folder, another layout, no volume, a volume without a mask or a mask without a volume.
-    """
-    if not src.is_dir():
-        raise DistsegError(f"source: got {src}; no such folder; give the folder that holds {IMAGES}/")
-    if not (src / IMAGES).is_dir():
-        raise DistsegError(f"source: got {src} without {IMAGES}/; the layout must be that of Zenodo 3757476")
-    images = {nifti_stem(path): path for path in sorted((src / IMAGES).iterdir()) if is_nifti(path)}
+
+def _zenodo(src: Path, _: Mapping[str, int]) -> Source:
+    images = {nifti_stem(path): path for path in sorted((src / ZENODO_IMAGES).iterdir()) if is_nifti(path)}
     if not images:
-        raise DistsegError(f"source: got {src / IMAGES} without a .nii or .nii.gz file; at least one volume is needed")
-    masks = _mask_folders(src)
-    for folder in masks:
-        _check_pairs(src / folder, images)
-    return [
-        CaseSource(
-            case_id, patient_of(case_id), image, tuple(MaskSource(_mask(src / f, case_id), masks[f]) for f in masks)
+        raise DistsegError(
+            f"source: got {src / ZENODO_IMAGES} without a .nii or .nii.gz file; at least one volume is needed"
         )
-        for case_id, image in images.items()
+    folders = next((f for f in (ZENODO_SEPARATE, ZENODO_JOINT) if all((src / name).is_dir() for name in f)), None)
+    if folders is None:
+        needed = " and ".join(ZENODO_SEPARATE)
+        raise DistsegError(f"source: got {src} without masks; it must hold {needed}, or {', '.join(ZENODO_JOINT)}")
+    masks: dict[str, list[MaskSource]] = {case_id: [] for case_id in images}
+    for name, label_of_value in folders.items():
+        files = {nifti_stem(path): path for path in (src / name).iterdir() if is_nifti(path)}
+        _check_pairs(src / name, images, files)
+        for case_id, path in files.items():
+            masks[case_id].append(MaskSource((path,), label_of_value, {}))
+    labels = {name: LABELS[name] for name in ("background", "lung", "infection")}
+    cases = (CaseSource(i, patient_of(i), (path,), tuple(masks[i])) for i, path in images.items())
+    return Source(src, "zenodo", labels, tuple(cases))
+
+
+# MedSeg / SIRM: single slices of many patients, stacked in one NIfTI file
+
+
+def _medseg(src: Path, _: Mapping[str, int]) -> Source:
+    import nibabel as nib
+
+    image, mask = _stack(src, "tr_im"), _stack(src, "tr_mask")
+    if image is None or mask is None:
+        raise DistsegError(f"source: got {src} without tr_mask.nii.gz; the slices of tr_im need their masks")
+    findings = {name: LABELS[name] for name in ("ground_glass", "consolidation", "pleural_effusion")}
+    masks = [MaskSource((mask,), dict(enumerate(findings.values(), start=1)), {})]
+    labels = {"background": 0} | findings
+    if lungs := _stack(src, "tr_lungmasks_updated"):
+        masks.insert(0, MaskSource((lungs,), LUNG_VALUES, {}))
+        labels = {"background": 0, "lung": 1} | findings
+    try:
+        n_slices = nib.load(image).shape[2]
+    except Exception as error:
+        raise DistsegError(f"volume {image}: not a readable stack of slices ({error}); download it again") from None
+    ids = [f"medseg_{index:03d}" for index in range(n_slices)]
+    cases = (CaseSource(name, name, (image,), tuple(masks), index) for index, name in enumerate(ids))
+    notes = [
+        "patients are not named in this set: each slice counts as one, so neighbours in a fold may be of one patient"
     ]
+    if _stack(src, "val_im"):
+        notes.append("val_im has no masks and is left out")
+    return Source(src, "medseg", labels, tuple(cases), notes=tuple(notes))
 
 
-def _mask_folders(src: Path) -> dict[str, dict[int, int]]:
-    for masks in (SEPARATE_MASKS, JOINT_MASK):
-        if all((src / folder).is_dir() for folder in masks):
-            return masks
-    needed = " and ".join(SEPARATE_MASKS)
-    raise DistsegError(f"source: got {src} without masks; it must hold {needed}, or {', '.join(JOINT_MASK)}")
+def _stack(src: Path, stem: str) -> Path | None:
+    return next((path for suffix in (".nii.gz", ".nii") if (path := src / f"{stem}{suffix}").is_file()), None)
 
 
-def _check_pairs(folder: Path, images: Mapping[str, Path]) -> None:
-    masks = {nifti_stem(path) for path in folder.iterdir() if is_nifti(path)}
-    if missing := sorted(images.keys() - masks):
+# images/ and one folder a label, or labels/ with joint label maps: NIfTI, PNG slices or DICOM series
+
+
+def _paired(src: Path, labels: Mapping[str, int]) -> Source:
+    images = _cases_in(src / PAIRED_IMAGES)
+    if not images:
+        raise DistsegError(
+            f"source: got {src / PAIRED_IMAGES} without a volume; it must hold NIfTI files, PNG slices "
+            "<case>_<number>.png, or a folder a case of PNG slices or of DICOM files"
+        )
+    folders = sorted(f.name for f in src.iterdir() if f.is_dir() and f.name != PAIRED_IMAGES and f.name[0] != ".")
+    for name in folders:
+        if name != PAIRED_JOINT and name not in labels:
+            raise DistsegError(
+                f"label folder: got {src / name}; labels are {dict(labels)}; rename it, or name yours with --labels"
+            )
+    if not folders:
+        raise DistsegError(f"source: got {src} without masks; it must hold a folder a label ({', '.join(labels)})")
+    masks: dict[str, list[MaskSource]] = {case_id: [] for case_id in images}
+    for name in sorted(folders, key=lambda name: labels.get(name, 0)):
+        found = _cases_in(src / name)
+        _check_pairs(src / name, {i: files[0] for i, files in images.items()}, {i: f[0] for i, f in found.items()})
+        for case_id, files in images.items():
+            masks[case_id].append(_mask_source(name, labels, _in_order_of(files, found[case_id])))
+    held = labels if PAIRED_JOINT in folders else {n: v for n, v in labels.items() if n in folders or v == 0}
+    cases = (CaseSource(i, _patient(i, files), files, tuple(masks[i])) for i, files in images.items())
+    return Source(src, "paired", held, tuple(cases))
+
+
+def _cases_in(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The files of each case of a folder: one file, the PNG slices in the order of their numbers, or a DICOM series."""
+    cases: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            files = _files_of_folder(path)
+            if files:
+                cases[path.name] = list(files)
+        elif is_nifti(path):
+            cases[nifti_stem(path)] = [path]
+        elif is_png(path):
+            cases.setdefault(re.sub(r"_\d+$", "", path.stem), []).append(path)
+        elif is_dicom(path):
+            cases[path.stem] = [path]
+    return {case_id: tuple(sorted(files, key=_number)) for case_id, files in cases.items()}
+
+
+def _files_of_folder(folder: Path) -> tuple[Path, ...]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    pngs = tuple(sorted((path for path in files if is_png(path)), key=_number))
+    return pngs or tuple(path for path in files if is_dicom(path))
+
+
+def _number(path: Path) -> tuple[int, str]:
+    """PNG slices sort by their last number (slice_9 before slice_10), other files by name."""
+    digits = re.findall(r"\d+", path.stem)
+    return (int(digits[-1]) if digits and is_png(path) else 0, path.name)
+
+
+def _in_order_of(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Path, ...]:
+    """PNG masks in the order of the image files, by stem; a mask in one file is as it is."""
+    if not is_png(masks[0]):
+        return tuple(masks)
+    by_stem = {path.stem: path for path in masks}
+    if missing := [path for path in images if path.stem not in by_stem]:
+        raise DistsegError(
+            f"mask: got none for slice {missing[0]} ({len(missing)} without); {masks[0].parent} must hold "
+            f"{missing[0].stem}.png; add the mask or move the slice away"
+        )
+    if orphans := sorted(by_stem.keys() - {path.stem for path in images}):
+        raise DistsegError(
+            f"mask: got {by_stem[orphans[0]]} without a slice ({len(orphans)} so); every mask needs a slice of the same "
+            "name; add the slice or move the mask away"
+        )
+    return tuple(by_stem[path.stem] for path in images)
+
+
+def _mask_source(name: str, labels: Mapping[str, int], files: Iterable[Path]) -> MaskSource:
+    """A mask of one label (0 and 1, or 0 and 255; left and right lung may be 1 and 2), or a map of all labels."""
+    if name in labels:
+        label = labels[name]
+        return MaskSource(tuple(files), {1: label, 255: label} | ({2: label} if name == "lung" else {}), {"*": label})
+    numbers = {number: number for number in labels.values() if number}
+    return MaskSource(tuple(files), numbers, {n: v for n, v in labels.items() if v})
+
+
+def _patient(case_id: str, files: Sequence[Path]) -> str:
+    dicom = not is_nifti(files[0]) and not is_png(files[0])
+    return (read_patient_id(files[0]) if dicom else None) or patient_of(case_id)
+
+
+# A CSV that names everything
+
+
+def _csv(src: Path, labels: Mapping[str, int]) -> Source:
+    path = src / CSV_NAME if src.is_dir() else src
+    columns, rows = _read_csv(path)
+    label_columns = [name for name in columns if name in labels]
+    if unknown := [name for name in columns if name not in {"id", "image", "mask", "patient", "split", *labels}]:
+        raise DistsegError(
+            f"csv {path}: got column {unknown[0]!r}; columns are id, image, mask, patient, split and label names "
+            f"({', '.join(labels)}); rename it, or name your labels with --labels"
+        )
+    if not {"image", "patient"} <= set(columns) or not ({"mask"} & set(columns) or label_columns):
+        raise DistsegError(f"csv {path}: got columns {', '.join(columns)}; image, patient and a mask are needed")
+    cases: list[CaseSource] = []
+    split_of_patient: dict[str, str] = {}
+    mask_columns = [name for name in ("mask", *sorted(label_columns, key=labels.__getitem__)) if name in columns]
+    for number, row in enumerate(rows, start=2):
+        where = f"csv {path} line {number}"
+        files = _files_at(path.parent, row["image"], where)
+        masks = [
+            _mask_source(name, labels, _in_order_of(files, _files_at(path.parent, row[name], where)))
+            if len(files) > 1
+            else _mask_source(name, labels, _files_at(path.parent, row[name], where))
+            for name in mask_columns
+            if row[name]
+        ]
+        case_id = row.get("id") or nifti_stem(Path(row["image"])).removesuffix(".png")
+        cases.append(CaseSource(case_id, row["patient"] or case_id, files, tuple(masks)))
+        _note_split(split_of_patient, cases[-1].patient, row.get("split") or "", where)
+    if "" in split_of_patient.values():
+        if set(split_of_patient.values()) != {""}:
+            raise DistsegError(f"csv {path}: got rows with a split and rows without; name it in all rows or in none")
+        split_of_patient = {}
+    held = labels if "mask" in columns else {n: v for n, v in labels.items() if n in label_columns or v == 0}
+    return Source(path.parent, "csv", held, tuple(cases), split_of_patient)
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DistsegError(f"csv {path}: not readable ({error}); save it as UTF-8 with commas") from None
+    if not rows:
+        raise DistsegError(f"csv {path}: got no row; the first line names the columns, each other line is a volume")
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise DistsegError(
+                f"csv {path} line {number}: got another number of values than there are columns; mend it"
+            )
+    return list(reader.fieldnames or []), [{name: value.strip() for name, value in row.items()} for row in rows]
+
+
+def _files_at(base: Path, name: str, where: str) -> tuple[Path, ...]:
+    path = base / name
+    files = _files_of_folder(path) if path.is_dir() else (path,) if path.is_file() else ()
+    if not name or not files:
+        raise DistsegError(
+            f"{where}: got {name!r}; it must be a file, or a folder of DICOM or PNG files; mend the path"
+        )
+    return files
+
+
+def _note_split(split_of_patient: dict[str, str], patient: str, split: str, where: str) -> None:
+    if split not in ("", *SPLITS):
+        raise DistsegError(f"{where}: got split {split!r}; it must be one of {', '.join(SPLITS)}; mend it")
+    if (other := split_of_patient.setdefault(patient, split)) != split:
+        raise DistsegError(
+            f"{where}: got patient {patient} in {split or 'no split'}, above in {other or 'no split'}; a patient belongs to "
+            "one; mend it"
+        )
+
+
+def _check_pairs(folder: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
+    if missing := sorted(images.keys() - masks.keys()):
         raise DistsegError(
             f"mask: got none for volume {images[missing[0]]} ({len(missing)} without); every volume needs "
-            f"{folder}/{missing[0]}.nii.gz; add the mask or move the volume away"
+            f"{folder}/{missing[0]}...; add the mask or move the volume away"
         )
-    if orphans := sorted(masks - images.keys()):
+    if orphans := sorted(masks.keys() - images.keys()):
         raise DistsegError(
-            f"mask: got {folder}/{orphans[0]} without a volume ({len(orphans)} so); every mask needs a volume of the "
-            f"same name in {IMAGES}/; add the volume or move the mask away"
+            f"mask: got {masks[orphans[0]]} without a volume ({len(orphans)} so); every mask needs a volume of the "
+            "same name; add the volume or move the mask away"
         )
 
 
-def _mask(folder: Path, case_id: str) -> Path:
-    return next(path for path in sorted(folder.iterdir()) if is_nifti(path) and nifti_stem(path) == case_id)
+def _check_ids(source: Source) -> None:
+    seen: dict[str, CaseSource] = {}
+    for case in source.cases:
+        if not re.fullmatch(r"[^/\0]{1,200}", case.id) or case.id.startswith("."):
+            raise DistsegError(f"case: got id {case.id!r} ({case.files[0]}); it must do as a folder's name; rename it")
+        if case.id in seen:
+            raise DistsegError(
+                f"case: got {case.id} twice ({seen[case.id].files[0]} and {case.files[0]}); ids are unique; rename one"
+            )
+        seen[case.id] = case
+
+
+# Name -> whether a source has it, and how it is read.
+LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Mapping[str, int]], Source]]] = {
+    "zenodo": (lambda src: (src / ZENODO_IMAGES).is_dir(), _zenodo),
+    "medseg": (lambda src: _stack(src, "tr_im") is not None, _medseg),
+    "paired": (lambda src: (src / PAIRED_IMAGES).is_dir(), _paired),
+    "csv": (lambda src: src.suffix == ".csv" and src.is_file() or (src / CSV_NAME).is_file(), _csv),
+}
+LAYOUT_RULES = {
+    "zenodo": f"{ZENODO_IMAGES}/ with {' and '.join(ZENODO_SEPARATE)}, or {', '.join(ZENODO_JOINT)}",
+    "medseg": "tr_im.nii.gz with tr_mask.nii.gz",
+    "paired": f"{PAIRED_IMAGES}/ with a folder a label, or {PAIRED_JOINT}/",
+    "csv": f"{CSV_NAME} (or a .csv file) with columns image, patient, mask",
+}
+
+
+def relative_name(files: Sequence[Path], root: Path) -> str:
+    """How store.json names the files of a volume or a mask: the file, or the folder and the first of its files."""
+    name = os.path.relpath(files[0], root)
+    return name if len(files) == 1 else f"{name} and {len(files) - 1} more"

@@ -1,19 +1,16 @@
 """NIfTI volumes in and masks out. Files may have any of the 48 axis orders; masks go back to theirs."""
 
-import warnings
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
-from distseg.data.volume import Volume, check_voxel_count
+from distseg.data.volume import LPS, Volume, check_voxel_count, in_lps, parsing
 from distseg.errors import DistsegError
 from distseg.files import written_aside
 
 SUFFIXES = (".nii.gz", ".nii")
-LPS = axcodes2ornt(("L", "P", "S"))
 DEFLATE_RATIO = 1032  # no gzip file unpacks to more than this many times its size
 
 
@@ -34,11 +31,7 @@ def read_nifti(path: Path) -> Volume:
             with values that are not finite.
     """
     image = _open(path)
-    orientation = ornt_transform(io_orientation(image.affine), LPS)
-    values_XYZ = apply_orientation(_voxels(image, path), orientation)
-    affine = image.affine @ inv_ornt_aff(orientation, image.shape)
-    x_mm, y_mm, z_mm = (round(float(mm), 6) for mm in voxel_sizes(affine))
-    return Volume(path, np.ascontiguousarray(values_XYZ.T), (z_mm, y_mm, x_mm), affine)
+    return in_lps(path, _voxels(image, path), image.affine)
 
 
 def write_mask(path: Path, mask_ZYX: np.ndarray, like: Path) -> None:
@@ -54,12 +47,10 @@ def _open(path: Path) -> nib.Nifti1Image:
     """The header, checked as far as it goes: no voxel is read yet."""
     if not path.is_file():
         raise DistsegError(f"volume: got {path}; no such file; check the path")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            image = nib.load(path)
-            shape, affine = tuple(int(n) for n in image.shape), np.asarray(image.affine)
-    except Exception as error:  # damaged headers fail anywhere in the parser
-        raise DistsegError(f"volume {path}: not a readable NIfTI file ({error}); copy or download it again") from None
+    with parsing("volume", path):
+        image = nib.load(path)
+        shape, affine = tuple(int(n) for n in image.shape), np.asarray(image.affine)
+        axes = io_orientation(affine) if np.isfinite(affine).all() else np.full(1, np.nan)
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one too
         raise DistsegError(f"volume {path}: got {type(image).__name__}; it must be NIfTI; convert it")
     if len(shape) != 3 or 0 in shape:
@@ -71,23 +62,14 @@ def _open(path: Path) -> nib.Nifti1Image:
             f"volume {path}: truncated or damaged (the header claims {claimed} bytes of voxels, more than the file can "
             "hold); copy or download it again"
         )
-    sizes = voxel_sizes(affine)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9 or np.isnan(_axes(affine)).any():
-        raise DistsegError(f"volume {path}: got voxel sizes {sizes}; the affine must be invertible; mend the header")
+    if np.isnan(axes).any() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DistsegError(f"volume {path}: got affine {affine.tolist()}; it must be invertible; mend the header")
     return image
 
 
-def _axes(affine: np.ndarray) -> np.ndarray:
-    with warnings.catch_warnings(action="ignore"):
-        return io_orientation(affine)
-
-
 def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            values = np.asanyarray(image.dataobj)
-    except Exception as error:  # gzip, zlib and nibabel each have their own
-        raise DistsegError(f"volume {path}: truncated or damaged ({error}); copy or download it again") from None
+    with parsing("volume", path):
+        values = np.asanyarray(image.dataobj)
     if values.dtype.kind not in "iuf":
         raise DistsegError(f"volume {path}: got voxels of type {values.dtype}; they must be real numbers; convert it")
     if values.dtype.kind == "f" and not np.isfinite(values).all():

@@ -1,4 +1,4 @@
-"""Which slice goes where, and how it is changed: pure functions of (seed, epoch, sample), never of ranks or threads.
+"""Which slice goes where: a pure function of (seed, epoch), never of ranks or threads.
 
 The order of an epoch is one global shuffle. A global batch is `world * batch_size * accumulation` consecutive samples of
 it; each micro-batch of it is cut into equal runs, one a rank. Where training was resumed is a number of samples of the
@@ -6,16 +6,14 @@ epoch, so another number of ranks goes on with the next unseen sample.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from distseg.config import AugmentConfig
-
 # Each purpose draws from its own Philox key, so that adding a draw to one changes no other.
-ORDER_STREAM, AUGMENT_STREAM = 0, 1
+ORDER_STREAM, AUGMENT_STREAM, ELASTIC_STREAM, REPEAT_STREAM = range(4)
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,10 @@ class MicroBatch:
     """What one rank reads for one forward pass."""
 
     epoch: int
+    samples: tuple[int, ...]
+    """what random numbers are keyed by; the last ones beyond n_real are there to fill up and must count for nothing"""
     indices: tuple[int, ...]
-    """samples; the last ones beyond n_real are there to fill up and must count for nothing"""
+    """the slice of each sample"""
     n_real: int
     position: Position
     """after the optimizer step that this forward pass belongs to"""
@@ -43,19 +43,28 @@ class Plan:
     """The endless sequence of one rank's micro-batches.
 
     Args:
-        n_samples: size of the data set, at least 1.
+        n_slices: size of the data set, at least 1.
         seed: of the shuffle; None keeps the order 0, 1, 2, ... (validation).
         last_batch: what becomes of an epoch's last, incomplete global batch. "mask": filled up with samples that count for
             nothing, so every sample counts exactly once an epoch; "drop": left out (other samples each epoch).
+        repeated: slices to show more often than once an epoch; see `repeats_for_share`.
+        n_repeats: how many samples of an epoch are such repeats, dealt evenly over them.
     """
 
-    n_samples: int
+    n_slices: int
     batch_size_per_rank: int
     seed: int | None = None
     rank: int = 0
     world_size: int = 1
     accumulation: int = 1
     last_batch: Literal["mask", "drop"] = "mask"
+    repeated: Sequence[int] | np.ndarray = ()
+    n_repeats: int = 0
+
+    @property
+    def n_samples(self) -> int:
+        """Of an epoch: every slice once, then the repeats."""
+        return self.n_slices + self.n_repeats
 
     @property
     def global_batch(self) -> int:
@@ -76,6 +85,7 @@ class Plan:
 
     def _rest_of_epoch(self, position: Position) -> Iterator[MicroBatch]:
         order = epoch_order(self.seed, position.epoch, self.n_samples)
+        slice_of_sample = self._slices_of_samples(position.epoch)
         for _ in range(self.steps_left(position)):
             first, end = position.samples, position.samples + self.global_batch
             position = replace(position, samples=min(end, self.n_samples))
@@ -85,74 +95,33 @@ class Plan:
                 places = np.arange(start, start + self.batch_size_per_rank)
                 n_real = int(np.count_nonzero(places < self.n_samples))
                 # Fillers are the epoch's first samples: real images, so that batch statistics stay those of the data.
-                yield MicroBatch(position.epoch, tuple(order[places % self.n_samples].tolist()), n_real, after)
+                samples = order[places % self.n_samples]
+                indices = slice_of_sample[samples] if self.n_repeats else samples
+                yield MicroBatch(position.epoch, tuple(samples.tolist()), tuple(indices.tolist()), n_real, after)
+
+    def _slices_of_samples(self, epoch: int) -> np.ndarray:
+        """Slice of each sample of an epoch; which slices get one repeat more than others differs between epochs."""
+        if not self.n_repeats:
+            return np.empty(0, np.int64)
+        turn = philox(self.seed or 0, REPEAT_STREAM, epoch, 0).permutation(np.asarray(self.repeated))
+        return np.concatenate([np.arange(self.n_slices), np.resize(turn, self.n_repeats)])
 
 
 def epoch_order(seed: int | None, epoch: int, n_samples: int) -> np.ndarray:
     """The epoch's permutation of 0..n_samples-1; the identity without a seed."""
     if seed is None:
         return np.arange(n_samples)
-    return _generator(seed, ORDER_STREAM, epoch, 0).permutation(n_samples)
+    return philox(seed, ORDER_STREAM, epoch, 0).permutation(n_samples)
 
 
-def sampling_matrix(
-    shape: tuple[int, int], image_size: int, fit: Literal["resize", "crop"], draw: "AffineDraw | None" = None
-) -> np.ndarray:
-    """The affine map from output pixels to source pixels: fit, flip, rotation, scale, shear and shift in one resampling.
-
-    Coordinates are (x, y) with the origin at the corner of the first pixel; the slice's centre maps to the image's.
-
-    Args:
-        shape: rows, columns of the slice.
-        image_size: side of the output, pixels.
-        fit: "resize" scales the longer side to image_size, "crop" keeps the native scale.
-        draw: augmentation; None: none, and a crop is the central one.
-
-    Returns:
-        float32 (2, 3).
-    """
-    rows, columns = shape
-    scale = max(rows, columns) / image_size if fit == "resize" else 1.0
-    linear = np.eye(2) * scale
-    centre_source = np.array([columns, rows]) / 2
-    if draw is not None:
-        linear = linear @ draw.linear
-        room = np.maximum(0, centre_source - image_size / 2) if fit == "crop" else np.zeros(2)
-        centre_source = centre_source + room * draw.crop + np.array(draw.shift) * image_size * scale
-    offset = centre_source - linear @ np.full(2, image_size / 2)
-    return np.concatenate([linear, offset[:, None]], axis=1).astype(np.float32)
+def repeats_for_share(n_slices: int, n_focused: int, share: float | None) -> int:
+    """Repeats of focused slices that make them `share` of an epoch's samples; 0 where they are that much already."""
+    if share is None or n_focused == 0:
+        return 0
+    return max(0, math.ceil((share * n_slices - n_focused) / (1 - share)))
 
 
-@dataclass(frozen=True)
-class AffineDraw:
-    """One sample's random geometry."""
-
-    linear: np.ndarray  # (2, 2), output to source, around the centre
-    shift: tuple[float, float]  # x, y, fractions of the image
-    crop: tuple[float, float]  # x, y in [-1, 1]: where in the room that a crop has
-
-
-def draw_affine(augment: AugmentConfig, seed: int, epoch: int, sample: int) -> AffineDraw:
-    """The random geometry of a sample in an epoch: a function of (seed, epoch, sample) alone."""
-    # Always the same number of draws, so that a probability of 0 or 1 changes nothing but itself.
-    flip, gate, angle, zoom, shear_x, shear_y, *places = _generator(seed, AUGMENT_STREAM, epoch, sample).uniform(
-        size=10
-    )
-    linear = np.eye(2)
-    shift = np.zeros(2)
-    if gate < augment.affine_probability:
-        radians = math.radians(augment.rotate_deg) * (2 * angle - 1)
-        rotation = np.array([[math.cos(radians), -math.sin(radians)], [math.sin(radians), math.cos(radians)]])
-        shear = np.array([[1, augment.shear * (2 * shear_x - 1)], [augment.shear * (2 * shear_y - 1), 1]])
-        low, high = np.log(augment.scale)
-        linear = rotation @ shear / math.exp(low + (high - low) * zoom)
-        shift = augment.shift * (2 * np.array(places[:2]) - 1)
-    if flip < augment.flip_probability:
-        linear = linear @ np.diag([-1.0, 1.0])
-    crop = 2 * np.array(places[2:]) - 1
-    return AffineDraw(linear, (shift[0], shift[1]), (crop[0], crop[1]))
-
-
-def _generator(seed: int, stream: int, epoch: int, sample: int) -> np.random.Generator:
+def philox(seed: int, stream: int, epoch: int, sample: int) -> np.random.Generator:
+    """Random numbers of one purpose for one sample of one epoch."""
     # Counter-based: no state to carry from sample to sample. The low counter words are left for the draws themselves.
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, epoch, sample]))

@@ -1,152 +1,267 @@
-"""Source volumes into a store: read, checked, restored to HU, cut into slices, one process a volume."""
+"""Source volumes into a store: read, checked, restored to HU, cut into slices, one worker a volume."""
 
 import contextlib
 import dataclasses
 import fcntl
-import functools
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydantic
 from tqdm import tqdm
 
-from distseg.data.layouts import LABELS, CaseSource, MaskSource, find_cases
-from distseg.data.nifti import read_nifti as read_volume
-from distseg.data.splits import assign_folds, check_fold_count
-from distseg.data.store import STORE_VERSION, Case, Store, open_store, slice_files, write_store_json
-from distseg.data.volume import Volume, hounsfield
+from distseg.data.layouts import LABELS, CaseSource, Source, find_source, relative_name
+from distseg.data.masks import read_image, read_labels
+from distseg.data.splits import Folds, assign_folds, check_fold_count, given_folds, ma2021_folds
+from distseg.data.store import CASE_JSON, FOREGROUND, STORE_VERSION, Case, Store, open_store, write_store_json
+from distseg.data.volume import hounsfield
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, is_free, replace_folder, sha256_of, write_json
 
-AFFINE_TOLERANCE_MM = 1e-3
+POSITIONS_PER_SLICE = 8  # of each label: enough for crops that differ, little to keep
+
+
+@dataclass(frozen=True)
+class FoldRule:
+    """How patients become folds; see `splits`. A source that names its splits overrides it."""
+
+    n_folds: int = 5
+    n_test: int = 0
+    seed: int = 0
+    method: str = "stratified"
+    """or "holdout" (the first fold alone), or "ma2021" (the benchmark's own)"""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What every worker needs to know to read a case."""
+
+    src: Path
+    root: Path
+    """of the store being built"""
+    labels: Mapping[str, int]
+    intensity: str
 
 
 def prepare_store(
-    src: Path, root: Path, *, n_folds: int, n_test: int, seed: int, workers: int, intensity: str = "auto"
-) -> Store:
+    src: Path,
+    root: Path,
+    rule: FoldRule = FoldRule(),
+    *,
+    layout: str = "auto",
+    labels: Mapping[str, int] = LABELS,
+    intensity: str = "auto",
+    workers: int = 1,
+    cluster: str | None = None,
+) -> tuple[Store, tuple[str, ...]]:
     """Writes the store of a source folder; cases that are there already and unchanged are not read again.
 
     A store under its final name is always whole: a new one is built beside it under a hidden name (where an interrupted
-    run left its finished cases), an existing one changes case by case and its store.json last.
+    run left its finished cases); an existing one gains folders for new and changed cases, then another store.json, and
+    loses what that one does not name.
 
     Args:
-        src: source folder in a layout that `find_cases` knows.
+        src, layout, labels: see `find_source`.
         root: folder of the store.
-        n_folds, n_test, seed: see `assign_folds`.
-        workers: processes.
+        rule: of the folds.
         intensity: see `hounsfield`.
+        workers: processes on this machine.
+        cluster: address of a dask scheduler whose workers see `src` and `root` under the same paths; None: this machine.
+
+    Returns:
+        The store, and notes that a user should read.
 
     Raises:
         DistsegError: bad input (the line names the file), or `root` holds something else.
     """
-    sources = find_cases(src)
-    check_fold_count(len({source.patient for source in sources}), n_folds, n_test)
+    source = find_source(src.resolve(), layout, labels)
+    _check_folds(source, rule)
     if not (root / "store.json").is_file() and not is_free(root):
         raise DistsegError(f"store: got {root}, which holds something else; give a new folder or a store")
+    root = root.resolve()
     with _locked(root):
         in_place = (root / "store.json").is_file()
         building = root if in_place else root.with_name(f".preparing-{root.name}")
-        cases = _prepare_cases(sources, src, building, workers, intensity)
-        folds = assign_folds(_burden_of_patient(cases), n_folds, n_test, seed)
-        write_store_json(building, LABELS, cases, folds)
+        with _executor(cluster, min(workers, len(source.cases))) as executor:
+            cases = _prepare_cases(source, Reading(source.root, building, source.labels, intensity), executor)
+        folds = _folds(source, cases, rule)
+        write_store_json(building, source.layout, source.labels, cases, folds)
+        _remove_unnamed(building, cases)
         if not in_place:
             replace_folder(building, root)
-    return open_store(root)
+    return open_store(root), source.notes
 
 
-def _prepare_cases(sources: Sequence[CaseSource], src: Path, root: Path, workers: int, intensity: str) -> list[Case]:
-    prepare = functools.partial(prepare_case, src=src, root=root, intensity=intensity)
+@contextlib.contextmanager
+def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
+    if cluster is None:
+        with ProcessPoolExecutor(workers) as pool:
+            yield pool
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise DistsegError(
+            "--cluster: got an address, but dask's distributed is not installed; pip install 'distseg[cluster]'"
+        ) from None
+    try:
+        client = Client(cluster, timeout=10)
+    except (OSError, ValueError) as error:
+        raise DistsegError(
+            f"--cluster: got {cluster}; no dask scheduler answers there ({error}); start one, or leave --cluster out"
+        ) from None
+    with client, client.get_executor(pure=False) as executor:
+        yield executor
+
+
+def _prepare_cases(source: Source, reading: Reading, executor: Executor) -> list[Case]:
+    futures = [executor.submit(prepare_case, case, reading) for case in source.cases]
     cases: dict[str, Case] = {}
-    with ProcessPoolExecutor(min(workers, len(sources))) as pool:
-        futures = [pool.submit(prepare, source) for source in sources]
-        try:
-            for future in tqdm(as_completed(futures), "prepare", total=len(futures), unit="volume"):
-                case = future.result()
-                cases[case.id] = case
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [cases[source.id] for source in sources]
+    try:
+        for future in tqdm(as_completed(futures), "prepare", total=len(futures), unit="volume"):
+            case = future.result()
+            cases[case.id] = case
+    except BrokenProcessPool:
+        raise DistsegError(
+            "prepare: a worker process was killed (out of memory?); finished volumes are kept; run it again with fewer "
+            "--workers"
+        ) from None
+    finally:
+        for future in futures:
+            future.cancel()
+    return [cases[case.id] for case in source.cases]
 
 
-def prepare_case(source: CaseSource, src: Path, root: Path, intensity: str) -> Case:
-    """Writes the slices of one case unless they are there already, from the same files; returns what they are."""
-    digests = {str(path.relative_to(src)): sha256_of(path) for path in (source.image, *(m.path for m in source.masks))}
-    folder = root / "slices" / source.id
-    if (done := _read_done(folder)) and done.sha256 == digests:
+def prepare_case(source: CaseSource, reading: Reading) -> Case:
+    """Writes the slices of one case unless they are there already, made from the same files; returns what they are."""
+    digests = {relative_name(files, reading.src): _sha256_of_files(files) for files in _files_of(source)}
+    made_from = [STORE_VERSION, digests, source.slice_index, source.patient, dict(reading.labels), reading.intensity]
+    made_from += [[dict(mask.label_of_value), dict(mask.label_of_segment)] for mask in source.masks]
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    folder = Path("slices") / digest[:2] / f"{source.id}-{digest[:12]}"
+    if done := _read_done(reading.root / folder):
         return done
-    volume = read_volume(source.image)
-    hu_ZYX, origin = hounsfield(volume, intensity)
-    label_ZYX = read_labels(source.masks, volume)
+    volume = read_image(source)
+    hu_ZYX, origin = hounsfield(volume, reading.intensity)
+    label_ZYX = read_labels(source, volume)
     case = Case(
         id=source.id,
         patient=source.patient,
-        source=str(source.image.relative_to(src)),
+        source=relative_name(source.files, reading.src),
         sha256=digests,
+        folder=str(folder),
         shape=hu_ZYX.shape,
         spacing_mm=volume.spacing_mm,
         intensity=origin,
-        label_voxels={name: int(np.count_nonzero(label_ZYX == label)) for name, label in LABELS.items()},
+        hu_range=(int(hu_ZYX.min()), int(hu_ZYX.max())),
+        label_voxels={name: int(np.count_nonzero(label_ZYX == label)) for name, label in reading.labels.items()},
+        slices_with={name: _runs((label_ZYX == label).any(axis=(1, 2))) for name, label in reading.labels.items()},
     )
-    with folder_written_aside(folder) as aside:
-        for z in range(len(hu_ZYX)):
-            files = slice_files(root, case.id, z, case.shape)
-            np.save(aside / files.image.name, np.ascontiguousarray(hu_ZYX[z]))
-            np.save(aside / files.label.name, np.ascontiguousarray(label_ZYX[z]))
-        write_json(aside / "case.json", {"version": STORE_VERSION} | dataclasses.asdict(case))
+    try:
+        _write_case(reading.root / folder, case, hu_ZYX, label_ZYX)
+    except OSError as error:
+        raise DistsegError(
+            f"store: cannot write {reading.root / folder} ({error}); free some space; finished volumes are kept, run it again"
+        ) from None
     return case
 
 
-def read_labels(masks: Sequence[MaskSource], volume: Volume) -> np.ndarray:
-    """One uint8 label map [Z, Y, X] from mask files in order, later ones over earlier ones.
+def _write_case(folder: Path, case: Case, hu_ZYX: np.ndarray, label_ZYX: np.ndarray) -> None:
+    with folder_written_aside(folder) as aside:
+        for z, (hu_YX, label_YX) in enumerate(zip(hu_ZYX, label_ZYX, strict=True)):
+            # C order: DALI cannot read Fortran order on every device.
+            np.save(aside / f"{z:04d}.image.npy", np.ascontiguousarray(hu_YX))
+            np.save(aside / f"{z:04d}.label.npy", np.ascontiguousarray(label_YX))
+        np.save(aside / FOREGROUND, foreground_positions(label_ZYX))
+        files = {path.name: sha256_of(path) for path in sorted(aside.glob("*.npy"))}
+        write_json(aside / CASE_JSON, {"case": dataclasses.asdict(case), "files": files})
 
-    Raises:
-        DistsegError: a mask's shape or affine is not the volume's, or it holds a value that is not declared.
+
+def foreground_positions(label_ZYX: np.ndarray) -> np.ndarray:
+    """A few pixels of each label in each slice, drawn at random but always the same: where crops may be centred.
+
+    Returns:
+        uint16 (n, 4): z, label, y, x; sorted by slice.
     """
-    label_ZYX = np.zeros(volume.values_ZYX.shape, np.uint8)
-    for source in masks:
-        mask = read_volume(source.path)
-        if mask.values_ZYX.shape != label_ZYX.shape:
-            raise DistsegError(
-                f"mask {source.path}: got shape {mask.values_ZYX.shape[::-1]}; it must be that of {volume.path}, "
-                f"{label_ZYX.shape[::-1]}; redraw or resample the mask"
-            )
-        if not np.allclose(mask.affine, volume.affine, atol=AFFINE_TOLERANCE_MM):
-            raise DistsegError(
-                f"mask {source.path}: got another affine than {volume.path}; image and mask must lie on one grid; "
-                "resample the mask or mend its header"
-            )
-        declared = {0, *source.label_of_value}
-        if unknown := sorted(set(np.unique(mask.values_ZYX).tolist()) - declared):
-            raise DistsegError(
-                f"mask {source.path}: got value {unknown[0]:g}; declared are {sorted(declared)}; remove or remap the value"
-            )
-        for value, label in source.label_of_value.items():
-            label_ZYX[mask.values_ZYX == value] = label
-    return label_ZYX
+    rng = np.random.default_rng(0)
+    rows = [np.empty((0, 4), np.uint16)]
+    for z, label_YX in enumerate(label_ZYX):
+        for label in np.unique(label_YX[label_YX > 0]):
+            pixels = np.argwhere(label_YX == label)
+            drawn = pixels[rng.choice(len(pixels), min(POSITIONS_PER_SLICE, len(pixels)), replace=False)]
+            rows.append(np.column_stack([np.full((len(drawn), 2), (z, label)), drawn]).astype(np.uint16))
+    return np.concatenate(rows)
+
+
+def _runs(held: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Runs [first, end) of True."""
+    edges = np.flatnonzero(np.diff(held.astype(np.int8), prepend=0, append=0)).tolist()
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _files_of(source: CaseSource) -> list[Sequence[Path]]:
+    return [source.files, *(mask.files for mask in source.masks)]
+
+
+def _sha256_of_files(files: Sequence[Path]) -> str:
+    """Of one file its own digest, of several the digest of their names and digests."""
+    if len(files) == 1:
+        return sha256_of(files[0])
+    lines = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _check_folds(source: Source, rule: FoldRule) -> None:
+    """Finds out before any volume is read that the folds cannot be made."""
+    if rule.method == "ma2021":
+        ma2021_folds({case.id: case.patient for case in source.cases})
+    elif not source.split_of_patient:
+        check_fold_count(len({case.patient for case in source.cases}), rule.n_folds, rule.n_test)
+    elif "train" not in source.split_of_patient.values():
+        raise DistsegError(f"source: got {source.root} without a patient in split train; someone has to train; mend it")
+
+
+def _folds(source: Source, cases: Sequence[Case], rule: FoldRule) -> Folds:
+    burden = _burden_of_patient(cases)
+    if rule.method == "ma2021":
+        return ma2021_folds({case.id: case.patient for case in source.cases})
+    if source.split_of_patient:
+        return given_folds(source.split_of_patient, burden, rule.n_folds, rule.seed)
+    return assign_folds(burden, rule.n_folds, rule.n_test, rule.seed, holdout=rule.method == "holdout")
 
 
 def _burden_of_patient(cases: Sequence[Case]) -> dict[str, float]:
-    """Infected share of the lung, the mean over a patient's volumes."""
+    """Share of the lung (of the volume where no lung is marked) that has a finding, the mean over a patient's volumes."""
     shares: dict[str, list[float]] = {}
     for case in cases:
-        lung, infection = case.label_voxels["lung"], case.label_voxels["infection"]
-        shares.setdefault(case.patient, []).append(infection / max(1, lung + infection))
+        found = sum(n for name, n in case.label_voxels.items() if name not in ("background", "lung"))
+        lung = case.label_voxels.get("lung", 0)
+        whole = lung + found if lung else sum(case.label_voxels.values())
+        shares.setdefault(case.patient, []).append(found / max(1, whole))
     return {patient: float(np.mean(values)) for patient, values in shares.items()}
 
 
 def _read_done(folder: Path) -> Case | None:
+    """The case of a folder that is there: folders get their name when they are whole, and it tells what they hold."""
     try:
-        values = json.loads((folder / "case.json").read_text())
-        if values.pop("version") != STORE_VERSION:
-            return None
-        return pydantic.TypeAdapter(Case).validate_python(values)
-    except (OSError, ValueError, KeyError):
+        return pydantic.TypeAdapter(Case).validate_python(json.loads((folder / CASE_JSON).read_text())["case"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _remove_unnamed(root: Path, cases: Sequence[Case]) -> None:
+    """Removes folders of earlier versions of a case, and what interrupted workers left."""
+    named = {root / case.folder for case in cases}
+    for folder in (root / "slices").glob("*/*"):
+        if folder not in named:
+            shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

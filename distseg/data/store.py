@@ -1,24 +1,34 @@
 """The store: every case as one .npy a slice (int16 HU, uint8 labels) beside a store.json that says what it is.
 
 store/store.json
-store/slices/<case>/0000.image.npy  0000.label.npy  ...  case.json
+store/slices/<shard>/<case>-<digest>/  0000.image.npy  0000.label.npy  ...  foreground.npy  case.json
+
+The digest is that of the source files and of how they were read, so a changed case is a new folder and store.json, which
+is replaced last and at once, always names whole cases. Its first two digits are the shard: 256 folders that may lie on
+several file systems. Nothing is ever listed to read a store: a slice's path follows from store.json.
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pydantic
+from tqdm import tqdm
 
-from distseg.data.splits import Folds
+from distseg.data.splits import Folds, check_patients_apart
 from distseg.errors import DistsegError
-from distseg.files import write_json
+from distseg.files import sha256_of, write_json
 
-STORE_VERSION = 1
+STORE_VERSION = 2
+FOREGROUND = "foreground.npy"
+CASE_JSON = "case.json"
 
 
 @dataclass(frozen=True)
@@ -26,17 +36,22 @@ class Case:
     id: str
     patient: str
     source: str
-    """image file, relative to the source folder"""
+    """image file or folder, relative to the source folder"""
     sha256: Mapping[str, str]
     """of the image and mask files, by their name relative to the source folder"""
+    folder: str
+    """of the slices, relative to the store"""
     shape: tuple[int, int, int]
     """slices, rows, columns"""
-    spacing_mm: tuple[float, float, float]
-    """z, y, x"""
+    spacing_mm: tuple[float, float, float] | None
+    """z, y, x; None: the source does not say"""
     intensity: str
     """"hu", or the window that the source's grey values were mapped back from"""
+    hu_range: tuple[int, int]
     label_voxels: Mapping[str, int]
     """voxels of each label"""
+    slices_with: Mapping[str, tuple[tuple[int, int], ...]]
+    """for each label the runs [first, end) of slices that hold it"""
 
 
 @dataclass(frozen=True)
@@ -44,65 +59,157 @@ class SliceFiles:
     """One slice of the store: what a sample is before it is read."""
 
     id: str
-    image: Path
-    label: Path
-    shape: tuple[int, int]  # rows, columns
+    folder: Path
+    z: int
+    n_slices: int
+    """of the case"""
+    shape: tuple[int, int]
+    """rows, columns"""
+
+    def images(self, neighbours: int = 0) -> list[Path]:
+        """The slice's HU file among those of its neighbours below and above; a case's end slices repeat."""
+        around = range(self.z - neighbours, self.z + neighbours + 1)
+        return [self.folder / f"{min(max(z, 0), self.n_slices - 1):04d}.image.npy" for z in around]
+
+    @property
+    def image(self) -> Path:
+        return self.images()[0]
+
+    @property
+    def label(self) -> Path:
+        return self.folder / f"{self.z:04d}.label.npy"
+
+    def focus(self, labels: Sequence[int], which: float) -> tuple[int, int] | None:
+        """One of the kept pixels (y, x) of these labels in this slice, `which` in [0, 1); None where it has none."""
+        kept = _foreground(self.folder)
+        kept = kept[(kept[:, 0] == self.z) & np.isin(kept[:, 1], labels)]
+        if not len(kept):
+            return None
+        _, _, y, x = kept[int(which * len(kept))].tolist()
+        return y, x
+
+
+@functools.lru_cache(maxsize=256)
+def _foreground(folder: Path) -> np.ndarray:
+    return read_slice(folder / FOREGROUND)
+
+
+class Slices(Sequence[SliceFiles]):
+    """All slices of some cases, in order. Each is made when asked for: ten million of them take no memory."""
+
+    def __init__(self, root: Path, cases: Sequence[Case], chosen: np.ndarray | None = None):
+        """`chosen`: only these places of the full sequence, in this order."""
+        self._root = root
+        self.cases = cases
+        self._ends = np.cumsum([case.shape[0] for case in cases], dtype=np.int64)
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        if self._chosen is not None:
+            return len(self._chosen)
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> SliceFiles: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SliceFiles]: ...
+    def __getitem__(self, index: int | slice) -> SliceFiles | list[SliceFiles]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"slice {index} of {len(self)}")
+        place = index % len(self) if self._chosen is None else int(self._chosen[index])
+        number = bisect_right(self._ends, place)
+        case = self.cases[number]
+        z = place - int(self._ends[number]) + case.shape[0]
+        return SliceFiles(f"{case.id}/{z:04d}", self._root / case.folder, z, case.shape[0], case.shape[1:])
+
+    def by_case(self) -> Iterator[tuple[Case, np.ndarray]]:
+        """Each case with the numbers of its slices that are here, ascending."""
+        places = np.arange(len(self)) if self._chosen is None else np.sort(self._chosen)
+        for case, end in zip(self.cases, self._ends.tolist(), strict=True):
+            first = end - case.shape[0]
+            yield case, places[np.searchsorted(places, first) : np.searchsorted(places, end)] - first
+
+    def holding(self, label_names: Sequence[str]) -> np.ndarray:
+        """Indices of the slices that hold any of the labels, ascending."""
+        held = np.zeros(int(self._ends[-1]) if len(self._ends) else 0, bool)
+        for case, end in zip(self.cases, self._ends.tolist(), strict=True):
+            for name in label_names:
+                for first, last in case.slices_with.get(name, ()):
+                    held[end - case.shape[0] + first : end - case.shape[0] + last] = True
+        return np.flatnonzero(held if self._chosen is None else held[self._chosen])
 
 
 @dataclass(frozen=True)
 class Store:
     root: Path
+    layout: str
+    """of the source"""
     labels: Mapping[str, int]
     cases: tuple[Case, ...]
     folds: Folds
 
-    def patients(self, split: str, fold: int) -> tuple[str, ...]:
-        """Patients of `train`, `val` or `test` in a fold.
+    def cases_of(self, split: str, fold: int) -> tuple[Case, ...]:
+        """Cases of `train`, `val` or `test` in a fold, in the store's order.
 
         Raises:
-            DistsegError: no such fold, or no patient in the split.
+            DistsegError: no such fold, or no case in the split.
         """
         folds = self.folds.folds
         if fold >= len(folds):
             raise DistsegError(
                 f"data.fold: got {fold}; {self.root} has folds 0 to {len(folds) - 1}; choose one of them"
             )
-        train = tuple(patient for k, members in enumerate(folds) if k != fold for patient in members)
-        patients = {"train": train, "val": folds[fold], "test": self.folds.test}[split]
-        if not patients:
+        val, test = set(folds[fold]), set(self.folds.test)
+        members = {
+            "train": lambda case: not {case.patient, case.id} & (val | test),
+            "val": lambda case: bool({case.patient, case.id} & val),
+            "test": lambda case: bool({case.patient, case.id} & test),
+        }[split]
+        cases = tuple(case for case in self.cases if members(case))
+        if not cases:
             raise DistsegError(
                 f"split {split}: got no patient in {self.root}; it needs at least one; run `distseg prepare` again with "
                 f"{'--test-patients N' if split == 'test' else 'other --folds'}"
             )
-        return patients
+        return cases
 
-    def cases_of(self, split: str, fold: int) -> tuple[Case, ...]:
-        """Cases of the split's patients, in the store's order."""
-        patients = set(self.patients(split, fold))
-        return tuple(case for case in self.cases if case.patient in patients)
-
-    def slices_of(self, cases: Sequence[Case]) -> list[SliceFiles]:
+    def slices_of(self, cases: Sequence[Case]) -> Slices:
         """All slices of the cases, in order."""
-        return [slice_files(self.root, case.id, z, case.shape) for case in cases for z in range(case.shape[0])]
+        return Slices(self.root, cases)
+
+    def slices_of_split(self, split: str, fold: int, leaky_seed: int | None = None) -> Slices:
+        """All slices of a split's patients.
+
+        Args:
+            split, fold: see `cases_of`.
+            leaky_seed: deals slices instead of patients to `train` and `val`, so that neighbours of one patient lie on both
+                sides: only to show how much a score gains by that. The test patients stay apart.
+        """
+        if leaky_seed is None or split == "test":
+            return self.slices_of(self.cases_of(split, fold))
+        return self._leaky_slices(split, fold, leaky_seed)
+
+    def _leaky_slices(self, split: str, fold: int, seed: int) -> Slices:
+        test = set(self.folds.test)
+        cases = tuple(case for case in self.cases if not {case.patient, case.id} & test)
+        every = Slices(self.root, cases)
+        n_folds = max(2, len(self.folds.folds))
+        fold_of_slice = np.random.default_rng(seed).permutation(len(every)) % n_folds
+        return Slices(self.root, cases, np.flatnonzero((fold_of_slice == fold) == (split == "val")))
 
     def read_case(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
         """HU (int16) and labels (uint8) of a case, both [Z, Y, X]."""
         files = self.slices_of([case])
-        return np.stack([_read_slice(f.image) for f in files]), np.stack([_read_slice(f.label) for f in files])
-
-
-def slice_files(root: Path, case_id: str, z: int, shape: tuple[int, int, int]) -> SliceFiles:
-    folder = root / "slices" / case_id
-    return SliceFiles(
-        f"{case_id}/{z:04d}", folder / f"{z:04d}.image.npy", folder / f"{z:04d}.label.npy", (shape[1], shape[2])
-    )
+        return np.stack([read_slice(f.image) for f in files]), np.stack([read_slice(f.label) for f in files])
 
 
 def open_store(root: Path) -> Store:
     """Reads and checks store.json.
 
     Raises:
-        DistsegError: no store there, one of another version, or a damaged store.json.
+        DistsegError: no store there, one of another version, a damaged store.json, or a patient in two folds.
     """
     values = _read_json(root / "store.json")
     if values.get("version") != STORE_VERSION:
@@ -111,20 +218,23 @@ def open_store(root: Path) -> Store:
             "run `distseg prepare` again"
         )
     try:
-        cases = pydantic.TypeAdapter(tuple[Case, ...]).validate_python(values["cases"])
-        folds = pydantic.TypeAdapter(Folds).validate_python(values["folds"])
-        labels = pydantic.TypeAdapter(dict[str, int]).validate_python(values["labels"])
-    except (KeyError, pydantic.ValidationError) as error:
-        detail = f"missing {error}" if isinstance(error, KeyError) else error.errors()[0]["msg"]
-        raise DistsegError(f"store {root}: damaged store.json ({detail}); run `distseg prepare` again") from None
-    return Store(root, labels, cases, folds)
+        store = pydantic.TypeAdapter(Store).validate_python(values | {"root": root})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DistsegError(
+            f"store {root}: damaged store.json ({where}: {first['msg']}); run `distseg prepare` again"
+        ) from None
+    check_patients_apart(store.folds, str(root / "store.json"))
+    return store
 
 
-def write_store_json(root: Path, labels: Mapping[str, int], cases: Sequence[Case], folds: Folds) -> None:
+def write_store_json(root: Path, layout: str, labels: Mapping[str, int], cases: Sequence[Case], folds: Folds) -> None:
     write_json(
         root / "store.json",
         {
             "version": STORE_VERSION,
+            "layout": layout,
             "labels": dict(labels),
             "cases": [dataclasses.asdict(case) for case in cases],
             "folds": dataclasses.asdict(folds),
@@ -132,11 +242,36 @@ def write_store_json(root: Path, labels: Mapping[str, int], cases: Sequence[Case
     )
 
 
+def damaged_files(store: Store) -> Iterator[str]:
+    """One line for each file of the store that is missing, changed or does not say what store.json says."""
+    with ThreadPoolExecutor() as pool:
+        problems = pool.map(functools.partial(_problems_of_case, store.root), store.cases)
+        for found in tqdm(problems, "check", total=len(store.cases), unit="volume"):
+            yield from found
+
+
+def _problems_of_case(root: Path, case: Case) -> list[str]:
+    folder = root / case.folder
+    try:
+        values = _read_json(folder / CASE_JSON)
+        described, digests = values["case"], values["files"]
+    except (DistsegError, KeyError) as error:
+        return [f"store: damaged case {folder / CASE_JSON} ({error}); run `distseg prepare` again"]
+    problems = []
+    if described != json.loads(json.dumps(dataclasses.asdict(case))):
+        problems.append(f"store: case {folder / CASE_JSON} is not what store.json says; run `distseg prepare` again")
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"store: missing file {path}; run `distseg prepare` again")
+        elif sha256_of(path) != digest:
+            problems.append(f"store: changed file {path} (its sha256 is another); run `distseg prepare` again")
+    return problems
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise DistsegError(
-            f"store: got {path.parent} without store.json; it must be a folder that `distseg prepare` wrote"
-        )
+        raise DistsegError(f"store: got {path.parent} without {path.name}; it must be what `distseg prepare` wrote")
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
@@ -146,8 +281,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_slice(path: Path) -> np.ndarray:
+def read_slice(path: Path) -> np.ndarray:
+    """One slice's array.
+
+    Raises:
+        DistsegError: missing or damaged.
+    """
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy raises whatever a damaged header leads it to
         raise DistsegError(f"store: damaged slice {path} ({error}); run `distseg prepare` again") from None

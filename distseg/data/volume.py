@@ -4,16 +4,23 @@ Inside distseg a volume is an array [Z, Y, X] with x growing to the patient's Le
 a slice [Y, X] shows as a radiologist sees it.
 """
 
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from distseg.config import AIR_HU
 from distseg.errors import DistsegError
 
 MAX_VOXELS = 2**31  # 4 GiB of int16: far above any chest CT, far below what a broken header may claim
 GREY_WINDOW_HU = (-1250, 250)  # what grey 0..255 stands for in the radiopaedia_* volumes of Zenodo 3757476
+LPS = axcodes2ornt(("L", "P", "S"))
 HIGHEST_HU = 32767  # what int16 holds; dense metal stays below it
 
 
@@ -28,6 +35,41 @@ class Volume:
     """z, y, x; None: the source does not say (PNG)"""
     affine: np.ndarray | None
     """4 x 4, index (x, y, z) of values_ZYX -> mm to the Right, Anterior, Superior as in NIfTI; None as above"""
+
+
+def in_lps(path: Path, values_XYZ: np.ndarray, affine: np.ndarray) -> Volume:
+    """A volume from an array in any of the 48 axis orders.
+
+    Args:
+        path: what messages name.
+        values_XYZ: first, second and third axis as the file has them.
+        affine: 4 x 4, index -> mm to the Right, Anterior, Superior.
+    """
+    orientation = ornt_transform(io_orientation(affine), LPS)
+    turned = affine @ inv_ornt_aff(orientation, values_XYZ.shape)
+    x_mm, y_mm, z_mm = (round(float(mm), 6) for mm in voxel_sizes(turned))
+    values_ZYX = np.ascontiguousarray(apply_orientation(values_XYZ, orientation).T)
+    return Volume(path, values_ZYX, (z_mm, y_mm, x_mm), turned)
+
+
+@contextlib.contextmanager
+def parsing(what: str, path: Path) -> Iterator[None]:
+    """Turns whatever a damaged file makes a parser raise, log or warn into one line."""
+    loggers = [logging.getLogger(name) for name in ("nibabel.global", "pydicom", "highdicom")]
+    were_disabled = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except DistsegError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DistsegError(f"{what} {path}: damaged or not readable ({reason}); copy or download it again") from None
+    finally:
+        for logger, was in zip(loggers, were_disabled, strict=True):
+            logger.disabled = was
 
 
 def check_voxel_count(path: Path, shape: tuple[int, ...]) -> None:

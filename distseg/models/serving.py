@@ -21,8 +21,9 @@ class HuSegmenter(nn.Module):
     what the network's stride divides, windowed, segmented; the logits are cropped and scaled back.
 
     Args:
-        network: image (B, 1, h, w) in [0, 1] -> logits (B, R, h, w); scripted, traced or eager.
-        window_hu: HU mapped to 0 and to 1.
+        network: image (B, C, h, w) in [0, 1] -> logits (B, R, h, w); scripted, traced or eager.
+        windows_hu: HU mapped to 0 and to 1; each makes channels of its own.
+        n_slices: of the input; the labels are those of the middle one.
         image_size: longer side the network works at, pixels; 0 for the slice's own.
         stride: what h and w are multiples of.
         threshold: a pixel is in a region where its probability is at least this.
@@ -32,7 +33,8 @@ class HuSegmenter(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        window_hu: tuple[float, float],
+        windows_hu: Sequence[tuple[float, float]],
+        n_slices: int,
         image_size: int,
         stride: int,
         threshold: float,
@@ -40,7 +42,9 @@ class HuSegmenter(nn.Module):
     ):
         super().__init__()
         self.network = network
-        self.low_hu, self.high_hu = float(window_hu[0]), float(window_hu[1])
+        self.low_hu = [float(low) for low, _ in windows_hu]
+        self.high_hu = [float(high) for _, high in windows_hu]
+        self.n_slices = n_slices
         self.air_hu = AIR_HU
         self.image_size = image_size
         self.stride = stride
@@ -48,22 +52,22 @@ class HuSegmenter(nn.Module):
         self.region_order = [region for region, _ in written_labels]
         self.label_order = [label for _, label in written_labels]
 
-    def forward(self, hu_B1HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, hu_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Segments slices.
 
         Args:
-            hu_B1HW: int16, Hounsfield units.
+            hu_BCHW: int16, Hounsfield units; C = n_slices: the slice between its neighbours, from below to above.
 
         Returns:
             mask: uint8 labels (B, 1, H, W).
             probability: float32 (B, R, H, W).
         """
-        if hu_B1HW.dtype != torch.int16:
+        if hu_BCHW.dtype != torch.int16:
             raise ValueError("input: must be int16 Hounsfield units; cast it")
-        if hu_B1HW.dim() != 4 or hu_B1HW.shape[1] != 1 or hu_B1HW.numel() == 0:
-            raise ValueError("input: must have shape (N, 1, H, W), none of them 0; reshape it")
-        height, width = hu_B1HW.shape[2], hu_B1HW.shape[3]
-        hu = hu_B1HW.float()
+        if hu_BCHW.dim() != 4 or hu_BCHW.shape[1] != self.n_slices or hu_BCHW.numel() == 0:
+            raise ValueError(f"input: must have shape (N, {self.n_slices}, H, W), none of them 0; reshape it")
+        height, width = hu_BCHW.shape[2], hu_BCHW.shape[3]
+        hu = hu_BCHW.float()
         if self.image_size > 0:
             longer = max(height, width)
             size = [
@@ -73,12 +77,15 @@ class HuSegmenter(nn.Module):
             hu = F.interpolate(hu, size=size, mode="bilinear", align_corners=False)
         h, w = hu.shape[2], hu.shape[3]
         hu = F.pad(hu, [0, -w % self.stride, 0, -h % self.stride], value=self.air_hu)
-        image = ((hu - self.low_hu) * (1.0 / (self.high_hu - self.low_hu))).clamp(0.0, 1.0)
-        logits = self.network(image)[:, :, :h, :w].float()
+        channels = [
+            ((hu - low) * (1.0 / (high - low))).clamp(0.0, 1.0)
+            for low, high in zip(self.low_hu, self.high_hu)  # noqa: B905 (scripting knows no strict=)
+        ]
+        logits = self.network(torch.cat(channels, dim=1))[:, :, :h, :w].float()
         if self.image_size > 0:
             logits = F.interpolate(logits, size=[height, width], mode="bilinear", align_corners=False)
         probability = torch.sigmoid(logits)
-        mask = torch.zeros_like(hu_B1HW, dtype=torch.uint8)
+        mask = torch.zeros_like(hu_BCHW[:, :1], dtype=torch.uint8)
         for region, label in zip(self.region_order, self.label_order):  # noqa: B905 (scripting knows no strict=)
             mask = mask.masked_fill(probability[:, region : region + 1] >= self.threshold, label)
         return mask, probability
@@ -111,7 +118,8 @@ def build_segmenter(
     network: nn.Module,
     *,
     stride: int,
-    window_hu: tuple[float, float],
+    windows_hu: Sequence[tuple[float, float]],
+    n_slices: int,
     image_size: int,
     fit: str,
     threshold: float,
@@ -119,4 +127,4 @@ def build_segmenter(
 ) -> HuSegmenter:
     """The segmenter of a network trained on whole slices (`fit` resize) or on windows at native scale (crop)."""
     side = image_size if fit == "resize" else 0
-    return HuSegmenter(network, window_hu, side, stride, threshold, write_order(regions))
+    return HuSegmenter(network, windows_hu, n_slices, side, stride, threshold, write_order(regions))

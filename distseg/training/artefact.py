@@ -21,7 +21,6 @@ from torch import nn
 
 from distseg import __version__
 from distseg.config import Config
-from distseg.data.layouts import LABELS
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, is_free, sha256_of, write_json
 from distseg.models.serving import HuSegmenter, write_order
@@ -62,15 +61,15 @@ def describe(config: Config, network: nn.Module, segmenter: HuSegmenter, best: d
     return {
         "distseg": __version__,
         "torch": torch.__version__,
-        "input": {"name": "HU", "dtype": "int16", "shape": ["N", 1, "H", "W"], "unit": "Hounsfield"},
+        "input": {"name": "HU", "dtype": "int16", "shape": ["N", segmenter.n_slices, "H", "W"], "unit": "Hounsfield"},
         "outputs": [
             {"name": "MASK", "dtype": "uint8", "shape": ["N", 1, "H", "W"]},
             {"name": "PROB", "dtype": "float32", "shape": ["N", len(config.regions), "H", "W"]},
         ],
-        "labels": LABELS,
+        "labels": json.loads(best.pop("labels")),
         "regions": {name: list(labels) for name, labels in config.regions.items()},
         "written_labels": {region_of_index[index]: label for index, label in write_order(config.regions)},
-        "window_hu": list(config.data.window_hu),
+        "windows_hu": [list(window) for window in config.data.windows_hu],
         "image_size": segmenter.image_size,
         "stride": segmenter.stride,
         "threshold": segmenter.threshold,
@@ -83,9 +82,11 @@ def describe(config: Config, network: nn.Module, segmenter: HuSegmenter, best: d
 def write_torchscript(segmenter: HuSegmenter, network: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     """Traces the network, scripts the segmenter around it and saves both as one file."""
     side = 2 * segmenter.stride
+    windows_hu = list(zip(segmenter.low_hu, segmenter.high_hu, strict=True))
+    channels = len(windows_hu) * segmenter.n_slices
     with _torchscript(), torch.inference_mode():
-        traced = torch.jit.trace(network, torch.zeros(1, 1, side, side), check_trace=False)
-        settings = (segmenter.low_hu, segmenter.high_hu), segmenter.image_size, segmenter.stride, segmenter.threshold
+        traced = torch.jit.trace(network, torch.zeros(1, channels, side, side), check_trace=False)
+        settings = windows_hu, segmenter.n_slices, segmenter.image_size, segmenter.stride, segmenter.threshold
         written = list(zip(segmenter.region_order, segmenter.label_order, strict=True))
         scripted = torch.jit.script(HuSegmenter(traced, *settings, written).eval())
         scripted.save(str(path), _extra_files={METADATA: json.dumps(metadata)})
@@ -97,7 +98,10 @@ def verify(segmenter: HuSegmenter, path: Path) -> dict[str, Any]:
     Raises:
         DistsegError: a mask differs or a probability is off by more than `TOLERANCE`.
     """
-    inputs = [_test_slices(*shape, seed) for seed, shape in enumerate(CHECKED_SHAPES)]
+    inputs = [
+        _test_slices(n, segmenter.n_slices, height, width, seed)
+        for seed, (n, height, width) in enumerate(CHECKED_SHAPES)
+    ]
     inputs_file, outputs_file = path.with_name("inputs.pt"), path.with_name("outputs.pt")
     try:
         torch.save(inputs, inputs_file)
@@ -107,10 +111,10 @@ def verify(segmenter: HuSegmenter, path: Path) -> dict[str, Any]:
         inputs_file.unlink(missing_ok=True)
         outputs_file.unlink(missing_ok=True)
     checks = []
-    for hu_B1HW, (mask, probability) in zip(inputs, outputs, strict=True):
+    for hu_BCHW, (mask, probability) in zip(inputs, outputs, strict=True):
         with torch.inference_mode():
-            eager_mask, eager_probability = segmenter(hu_B1HW)
-        shape = list(hu_B1HW.shape)
+            eager_mask, eager_probability = segmenter(hu_BCHW)
+        shape = list(hu_BCHW.shape)
         difference = float((probability - eager_probability).abs().max())
         pixels = int((mask != eager_mask).sum())
         checks.append({"shape": shape, "max_probability_difference": difference, "differing_mask_pixels": pixels})
@@ -168,10 +172,10 @@ def _torchscript() -> Iterator[None]:
         yield
 
 
-def _test_slices(batch: int, height: int, width: int, seed: int) -> torch.Tensor:
+def _test_slices(batch: int, n_slices: int, height: int, width: int, seed: int) -> torch.Tensor:
     """Smooth random HU over the whole range that a scanner gives, so that the network has edges to see."""
     generator = np.random.default_rng(seed)
-    coarse = generator.uniform(-1024, 1500, (batch, 1, 8, 8)).astype(np.float32)
+    coarse = generator.uniform(-1024, 1500, (batch, n_slices, 8, 8)).astype(np.float32)
     smooth = nn.functional.interpolate(torch.from_numpy(coarse), (height, width), mode="bicubic")
     noise = torch.from_numpy(generator.normal(0, 30, smooth.shape))
     return (smooth + noise).clamp(-32768, 32767).to(torch.int16)

@@ -39,13 +39,14 @@ def evaluate_run(run: Path, split: str, store: Path | None = None) -> dict[str, 
     """
     folder, config = open_run(run)
     opened = open_store(store or Path(config.data.store))
-    cases = opened.cases_of(split, config.data.fold)
+    slices = opened.slices_of_split(split, config.data.fold, config.seed if config.data.leaky_slice_split else None)
+    cases = slices.cases
     device = inference_device()
     _, segmenter = load_best(folder, config)
     with folder_written_aside(run / "eval" / split) as aside:
         counts: dict[str, np.ndarray] = {}
         scored_cases = score_cases(
-            segmenter.to(device), opened, cases, config.regions, device, config.evaluate.batch_size
+            segmenter.to(device), opened, slices, config.regions, device, config.evaluate.batch_size
         )
         for scored in tqdm(scored_cases, f"evaluate {split}", total=len(cases), unit="volume"):
             counts[scored.case.id] = scored.counts_R4
@@ -94,6 +95,7 @@ def summarise(
     return {
         "split": split,
         "fold": config.data.fold,
+        "leaky_slice_split": config.data.leaky_slice_split,
         "n_cases": len(cases),
         "n_patients": len({case.patient for case in cases}),
         "empty_masks": settings.empty_masks,

@@ -11,13 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from distseg.config import Config
+from distseg.data.preview import LABEL_COLOURS, draw_outlines
 from distseg.data.store import Store
 from distseg.files import written_aside
 from distseg.training.inference import ScoredCase, score_cases
 from distseg.training.run_folder import RunFolder, load_best, read_rows
 
 LUNG_WINDOW_HU = (-1250, 250)
-COLOURS = ("#4cc9f0", "#ff6b35", "#b5e48c", "#f15bb5")  # of label 1, 2, ...: apart for colour-blind eyes on grey
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def draw_run(folder: RunFolder, config: Config, store: Store, device: torch.devi
     if not folder.best_weights.is_file():
         return
     _, segmenter = load_best(folder, config)
-    cases = store.cases_of("val", config.data.fold)[:2]
-    scored = score_cases(segmenter.to(device), store, cases, config.regions, device, config.evaluate.batch_size)
+    slices = store.slices_of(store.cases_of("val", config.data.fold)[:2])
+    scored = score_cases(segmenter.to(device), store, slices, config.regions, device, config.evaluate.batch_size)
     draw_overlays([overlay for case in scored for overlay in telling_slices(case)], folder.figures / "overlays.png")
 
 
@@ -62,7 +62,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         loss.plot(steps, [row["loss"] for row in of_split], label=split, **style)
         for index, name in enumerate(rows[0]["dice"]):
             values = [row["dice"][name] for row in of_split]
-            colour = COLOURS[index % len(COLOURS)]
+            colour = LABEL_COLOURS[index % len(LABEL_COLOURS)]
             dice.plot(
                 steps, [np.nan if v is None else v for v in values], color=colour, label=f"{name} {split}", **style
             )
@@ -85,10 +85,7 @@ def draw_overlays(overlays: Sequence[Overlay], path: Path, columns: int = 3) -> 
         axes.imshow(overlay.hu_YX, cmap="gray", vmin=LUNG_WINDOW_HU[0], vmax=LUNG_WINDOW_HU[1])
         axes.set_title(overlay.title, fontsize=8)
         for labels, style in ((overlay.truth_YX, "dashed"), (overlay.mask_YX, "solid")):
-            for label in range(1, int(labels.max()) + 1):
-                if (labels == label).any():
-                    colour = COLOURS[(label - 1) % len(COLOURS)]
-                    axes.contour(labels == label, levels=[0.5], colors=colour, linestyles=style, linewidths=1)
+            draw_outlines(axes, labels, style)
     figure.suptitle("dashed: truth, solid: prediction", fontsize=9)
     _save(figure, path)
 

@@ -1,16 +1,23 @@
 """Volumes through the served model, and the scores of a split's cases."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from distseg.data.store import Case, Store
+from distseg.data.store import Case, Slices, Store
 from distseg.kernels import region_bits, region_targets
 from distseg.metrics import confusion_counts
 
-Segmenter = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # HuSegmenter, eager or loaded from a file
+
+class Segmenter(Protocol):
+    """A HuSegmenter, eager or loaded from a file."""
+
+    n_slices: int
+
+    def __call__(self, hu_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -41,25 +48,29 @@ def segment_volume(segmenter: Segmenter, hu_ZYX: np.ndarray, device: torch.devic
     Returns:
         uint8 labels [Z, Y, X].
     """
+    neighbours = segmenter.n_slices // 2
+    around = np.arange(-neighbours, neighbours + 1)  # a volume's end slices repeat
     masks = []
     for start in range(0, len(hu_ZYX), batch_size):
-        hu_B1HW = torch.from_numpy(hu_ZYX[start : start + batch_size]).unsqueeze(1).to(device)
-        masks.append(segmenter(hu_B1HW)[0].squeeze(1).cpu().numpy())
+        z_B1 = np.arange(start, min(start + batch_size, len(hu_ZYX)))[:, None]
+        hu_BCHW = torch.from_numpy(hu_ZYX[np.clip(z_B1 + around, 0, len(hu_ZYX) - 1)]).to(device)
+        masks.append(segmenter(hu_BCHW)[0].squeeze(1).cpu().numpy())
     return np.concatenate(masks)
 
 
 def score_cases(
     segmenter: Segmenter,
     store: Store,
-    cases: Sequence[Case],
+    slices: Slices,
     regions: Mapping[str, Sequence[int]],
     device: torch.device,
     batch_size: int,
 ) -> Iterator[ScoredCase]:
-    """Segments each case at its own resolution and counts voxels against its labels."""
+    """Segments each case that the slices are of, at its own resolution, and counts their voxels against the labels."""
     bits = region_bits(regions)
-    for case in cases:
+    for case, z in slices.by_case():
         hu_ZYX, truth_ZYX = store.read_case(case)
         mask_ZYX = segment_volume(segmenter, hu_ZYX, device, batch_size)
+        hu_ZYX, truth_ZYX, mask_ZYX = hu_ZYX[z], truth_ZYX[z], mask_ZYX[z]
         predicted, truth = (region_targets(torch.from_numpy(labels), bits) for labels in (mask_ZYX, truth_ZYX))
         yield ScoredCase(case, confusion_counts(predicted, truth).numpy(), hu_ZYX, truth_ZYX, mask_ZYX)

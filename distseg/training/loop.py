@@ -4,8 +4,9 @@ A step is an optimizer step, an epoch one pass over the data. All randomness of 
 (seed, rank, step), so a resumed run is the same run.
 """
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import nn
 
 from distseg.config import IGNORED_LABEL, Config
 from distseg.data.pipeline import Batch, SliceLoader, build_train_loader, build_val_loader
-from distseg.data.plan import Plan, Position
-from distseg.data.store import SliceFiles, Store
+from distseg.data.plan import Plan, Position, repeats_for_share
+from distseg.data.store import Slices, Store
 from distseg.errors import DistsegError
 from distseg.kernels import region_bits, region_sums, region_targets, sum_over_ranks
 from distseg.losses import BceDiceLoss, LossTerms, build_loss
@@ -42,8 +43,12 @@ class Trainer:
     network: nn.Module
     optimizer: Any
     criterion: BceDiceLoss
-    train_slices: Sequence[SliceFiles]
-    val_slices: Sequence[SliceFiles]
+    train_slices: Slices
+    val_slices: Slices
+    focused: np.ndarray
+    """training slices that hold data.focus_region"""
+    labels: Mapping[str, int]
+    """of the store"""
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -52,6 +57,8 @@ class Trainer:
         shape["world_size"] = ranks.num_processes
         self.plan = Plan(
             len(self.train_slices),
+            repeated=self.focused,
+            n_repeats=repeats_for_share(len(self.train_slices), len(self.focused), self.config.data.focus_share),
             seed=self.config.seed,
             accumulation=train.gradient_accumulation_steps,
             last_batch=self.config.data.last_batch,
@@ -114,7 +121,7 @@ class Trainer:
         for _ in range(self.config.train.gradient_accumulation_steps):
             batch = log.timed_next(batches)
             with self.accelerator.accumulate(self.network):
-                logits_BRHW = self.network(batch.image_B1HW)
+                logits_BRHW = self.network(batch.image_BCHW)
                 terms.append(self.criterion(logits_BRHW, batch.label_BHW))
                 self.accelerator.backward(terms[-1].loss)
                 if self.accelerator.sync_gradients and self.config.optim.max_grad_norm is not None:
@@ -144,6 +151,7 @@ class Trainer:
         self.progress = replace(self.progress, best_score=score, best_step=self.progress.step)
         if self.accelerator.is_main_process:
             metadata = {"step": str(self.progress.step), "mean_dice": f"{score:.6f}"}
+            metadata["labels"] = json.dumps(dict(self.labels))
             save_best(self.folder.best_weights, self._weights(), metadata)
 
     @torch.no_grad()
@@ -155,7 +163,7 @@ class Trainer:
         counts = torch.zeros(n_regions, 4, dtype=torch.int64, device=self.accelerator.device)
         for _ in range(self.val_plan.steps_left(Position())):
             batch = next(self._val_batches)
-            logits_BRHW = self.network(batch.image_B1HW)
+            logits_BRHW = self.network(batch.image_BCHW)
             sums += region_sums(logits_BRHW, batch.label_BHW, self.criterion.bits).double()
             truth_BRHW = region_targets(batch.label_BHW, self.criterion.bits)
             counts += confusion_counts(logits_BRHW >= 0, truth_BRHW, batch.label_BHW != IGNORED_LABEL)
@@ -186,8 +194,9 @@ class Trainer:
         return total if train.max_steps is None else min(total, train.max_steps)
 
     def _train_loader(self) -> SliceLoader:
-        device, start = self.accelerator.device, self.progress.position
-        return build_train_loader(self.config.data, self.train_slices, self.plan, self.config.seed, device, start)
+        config, device, start = self.config, self.accelerator.device, self.progress.position
+        labels = config.regions.get(config.data.focus_region, ())
+        return build_train_loader(config.data, self.train_slices, self.plan, config.seed, device, start, labels)
 
     def _val_loader(self) -> SliceLoader:
         return build_val_loader(self.config.data, self.val_slices, self.val_plan, self.accelerator.device)
@@ -200,14 +209,17 @@ def build_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, s
         DistsegError: the store's labels, fold or slices do not do for the configuration.
     """
     _check_labels(config, store)
-    slices = {split: store.slices_of(store.cases_of(split, config.data.fold)) for split in ("train", "val")}
-    for split, found in slices.items():
-        if not found:
-            raise DistsegError(
-                f"split {split}: got no slice in {store.root}, fold {config.data.fold}; choose another data.fold"
-            )
+    leaky_seed = config.seed if config.data.leaky_slice_split else None
+    train, val = (store.slices_of_split(split, config.data.fold, leaky_seed) for split in ("train", "val"))
+    held = {name: train.holding(_label_names(store, labels)) for name, labels in config.regions.items()}
+    if nowhere := [name for name, found in held.items() if not len(found)]:
+        raise DistsegError(
+            f"regions.{nowhere[0]}: got no training slice of {store.root}, fold {config.data.fold}, that holds it; the "
+            "network could not learn it; leave the region out or choose another data.fold"
+        )
+    focused = held.get(config.data.focus_region, np.empty(0, np.int64))
     torch.manual_seed(config.seed)  # the same first weights on every rank
-    network = build_model(config.model, in_channels=1, n_regions=len(config.regions))
+    network = build_model(config.model, in_channels=config.data.channels, n_regions=len(config.regions))
     check_input_shape(config.data.image_size, config.data.image_size, network.stride)
     if config.model.norm == "sync_batch" and accelerator.num_processes > 1:
         synchronised = synchronise_batch_norm(network, accelerator.device.type)
@@ -215,7 +227,7 @@ def build_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, s
         synchronised = network
     wrapped, optimizer = accelerator.prepare(synchronised, build_optimizer(config.optim, synchronised))
     criterion = build_loss(config.loss, region_bits(config.regions))
-    return Trainer(config, accelerator, folder, wrapped, optimizer, criterion, slices["train"], slices["val"])
+    return Trainer(config, accelerator, folder, wrapped, optimizer, criterion, train, val, focused, store.labels)
 
 
 def _check_labels(config: Config, store: Store) -> None:
@@ -225,6 +237,10 @@ def _check_labels(config: Config, store: Store) -> None:
             raise DistsegError(
                 f"regions.{name}: got label {unknown[0]}; {store.root} has {dict(store.labels)}; choose from them"
             )
+
+
+def _label_names(store: Store, labels: Sequence[int]) -> list[str]:
+    return [name for name, number in store.labels.items() if number in labels]
 
 
 def _step_seed(seed: int, rank: int, step: int) -> int:

@@ -33,7 +33,7 @@ from distseg.models.serving import HuSegmenter, build_segmenter
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "nvidia-dali-cuda130", "numpy")
 # Keys that a resumed run may change: they alter neither the samples, nor the model, nor a step's arithmetic.
 FREE_ON_RESUME = ("train.epochs", "train.max_steps", "train.log_every_steps", "train.batch_size_per_rank", "checkpoint.",
-                  "evaluate.", "data.num_threads", "data.log_samples", "output_dir")  # fmt: skip
+                  "evaluate.", "data.num_threads", "data.log_samples", "data.cache_dir", "output_dir")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class RunFolder:
 
     def append_samples(self, rank: int, step: int, batch: Batch, ids: list[str]) -> None:
         """One line a sample that counts: where it was used and a digest of the image and label it was."""
-        images, labels = batch.image_B1HW.cpu().numpy(), batch.label_BHW.cpu().numpy()
+        images, labels = batch.image_BCHW.cpu().numpy(), batch.label_BHW.cpu().numpy()
         _append(
             self.samples(rank),
             (
@@ -170,7 +170,7 @@ def open_run(root: Path) -> tuple[RunFolder, Config]:
 def load_best(folder: RunFolder, config: Config) -> tuple[SegmentationNetwork, HuSegmenter]:
     """The network with the run's best weights, in eval mode, alone and inside its segmenter."""
     model = dataclasses.replace(config.model, encoder_weights=None)
-    network = build_model(model, in_channels=1, n_regions=len(config.regions))
+    network = build_model(model, in_channels=config.data.channels, n_regions=len(config.regions))
     try:
         network.load_state_dict(load_file(folder.best_weights))
     except (SafetensorError, RuntimeError) as error:
@@ -182,7 +182,8 @@ def load_best(folder: RunFolder, config: Config) -> tuple[SegmentationNetwork, H
     segmenter = build_segmenter(
         network,
         stride=network.stride,
-        window_hu=config.data.window_hu,
+        windows_hu=config.data.windows_hu,
+        n_slices=2 * config.data.neighbours + 1,
         image_size=config.data.image_size,
         fit=config.data.fit,
         threshold=config.evaluate.threshold,

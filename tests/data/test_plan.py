@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distseg.config import AugmentConfig
-from distseg.data.plan import MicroBatch, Plan, Position, draw_affine, epoch_order, sampling_matrix
+from distseg.data.plan import MicroBatch, Plan, Position, epoch_order, repeats_for_share
 
 
 def epoch(plan: Plan, start: Position = Position()) -> list[MicroBatch]:  # noqa: B008
@@ -64,24 +63,21 @@ def test_epochs_and_seeds_are_ordered_otherwise_and_validation_is_not() -> None:
     assert epoch_order(None, 3, 5).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_an_unchanged_sample_maps_corner_to_corner() -> None:
-    matrix = sampling_matrix((40, 80), 20, "resize")
-    assert (matrix @ [0, 10 - 5, 1]).tolist() == [0, 0] and (matrix @ [20, 15, 1]).tolist() == [80, 40]
-    assert sampling_matrix((40, 40), 20, "crop").tolist() == [[1, 0, 10], [0, 1, 10]]
+@given(st.integers(2, 200), st.floats(0.05, 0.9), st.integers(1, 3))
+def test_repeats_make_the_stated_share_and_leave_every_slice_in_the_epoch(
+    slices: int, share: float, world: int
+) -> None:
+    focused = list(range(0, slices, 5))
+    repeats = repeats_for_share(slices, len(focused), share)
+    plans = [Plan(slices, 3, 7, rank, world, repeated=focused, n_repeats=repeats) for rank in range(world)]
+    used = [i for plan in plans for batch in epoch(plan) for i in batch.indices[: batch.n_real]]
+    samples = [i for plan in plans for batch in epoch(plan) for i in batch.samples[: batch.n_real]]
+    assert sorted(samples) == list(range(slices + repeats)) and set(used) == set(range(slices))
+    seen = np.bincount(used, minlength=slices)
+    assert seen[focused].max() - seen[focused].min() <= 1
+    reached = seen[focused].sum() / len(used)
+    assert share <= reached + 1e-9 and (repeats == 0 or reached < share + 1 / len(used))
 
 
-def test_the_geometry_is_a_function_of_seed_epoch_and_sample() -> None:
-    draws = {key: draw_affine(AugmentConfig(), *key) for key in itertools.product((0, 1), (0, 1), (0, 1))}
-    again = draw_affine(AugmentConfig(), 1, 0, 1)
-    assert np.array_equal(draws[1, 0, 1].linear, again.linear) and draws[1, 0, 1].shift == again.shift
-    assert len({draw.crop for draw in draws.values()}) == 8
-
-
-def test_probabilities_are_kept_and_bounds_too() -> None:
-    draws = [draw_affine(AugmentConfig(flip_probability=0.3, affine_probability=0.6), 0, 0, i) for i in range(4000)]
-    flipped = np.mean([np.linalg.det(draw.linear) < 0 for draw in draws])
-    moved = np.mean([draw.shift != (0, 0) for draw in draws])
-    assert abs(flipped - 0.3) < 0.03 and abs(moved - 0.6) < 0.03
-    assert max(abs(s) for draw in draws for s in draw.shift) <= 0.05
-    still = draw_affine(AugmentConfig(flip_probability=0, affine_probability=0), 0, 0, 0)
-    assert np.array_equal(still.linear, np.eye(2)) and still.shift == (0, 0)
+def test_no_share_and_nothing_to_repeat_add_nothing() -> None:
+    assert repeats_for_share(10, 3, None) == repeats_for_share(10, 0, 0.5) == repeats_for_share(10, 6, 0.5) == 0

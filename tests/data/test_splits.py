@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distseg.data.splits import assign_folds
+from distseg.data.splits import MA2021_FOLDS, Folds, assign_folds, check_patients_apart, given_folds, ma2021_folds
 from distseg.errors import DistsegError
 
 
@@ -35,3 +35,32 @@ def test_each_fold_gets_its_share_of_disease() -> None:
 def test_another_seed_deals_otherwise() -> None:
     burden = {f"p{i}": i / 20 for i in range(20)}
     assert len({assign_folds(burden, 4, 2, seed).folds for seed in range(5)}) == 5
+
+
+def test_a_holdout_is_the_first_fold_alone() -> None:
+    burden = {f"p{i}": i / 20 for i in range(20)}
+    assert assign_folds(burden, 5, 2, 0, holdout=True).folds == assign_folds(burden, 5, 2, 0).folds[:1]
+
+
+def test_the_benchmarks_folds_are_its_own_and_need_its_cases() -> None:
+    cases = {case: case for fold in MA2021_FOLDS for case in fold}
+    assert len(cases) == 20 and [set(fold) for fold in ma2021_folds(cases).folds] == [
+        set(fold) for fold in MA2021_FOLDS
+    ]
+    with pytest.raises(DistsegError, match="got case mine; ma2021 knows the 20 cases"):
+        ma2021_folds(cases | {"mine": "mine"})
+    with pytest.raises(DistsegError, match="got no case of fold 3"):
+        ma2021_folds({case: case for case in cases if case not in MA2021_FOLDS[3]})
+
+
+def test_given_splits_are_kept() -> None:
+    splits = {"a": "train", "b": "val", "c": "test", "d": "train", "e": "train"}
+    burden = dict.fromkeys(splits, 0.5)
+    assert given_folds(splits, burden, 5, 0) == Folds(0, (("b",),), ("c",), "given")
+    without_val = given_folds({k: "train" if v == "val" else v for k, v in splits.items()}, burden, 2, 0)
+    assert without_val.test == ("c",) and sorted(sum(without_val.folds, ())) == ["a", "b", "d", "e"]
+
+
+def test_a_patient_in_two_places_is_named() -> None:
+    with pytest.raises(DistsegError, match="got patient a in fold 0 and in test"):
+        check_patients_apart(Folds(0, (("a",), ("b",)), ("a",)), "here")

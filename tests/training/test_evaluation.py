@@ -82,7 +82,7 @@ def test_the_file_describes_itself_inside_and_beside(model: Path) -> None:
     torch.jit.load(str(model / "model.pt"), _extra_files=extra)
     inside = json.loads(extra["distseg.json"])
     assert {key: beside[key] for key in inside} == inside
-    assert inside["regions"] == {"lung": [1, 2], "infection": [2]} and inside["window_hu"] == [-1250.0, 250.0]
+    assert inside["regions"] == {"lung": [1, 2], "infection": [2]} and inside["windows_hu"] == [[-1250.0, 250.0]]
     checks = beside["verification"]["checks"]
     assert len(checks) >= 6 and all(check["differing_mask_pixels"] == 0 for check in checks)
     assert sorted(path.name for path in model.iterdir()) == ["model.json", "model.pt"]
@@ -96,7 +96,7 @@ def test_a_file_that_disagrees_is_not_published(
     honest = artefact.write_torchscript
 
     def another_window(segmenter: HuSegmenter, *rest: Any) -> None:
-        segmenter.low_hu -= 400
+        segmenter.low_hu = [low - 400 for low in segmenter.low_hu]
         honest(segmenter, *rest)
         segmenter.low_hu += 400
 

@@ -1,0 +1,112 @@
+"""A case's files, whatever their format, into one volume and one label map on the same grid."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from distseg.data.dicom import axial_order, is_dicom, on_grid, read_dicom_series, read_segmentation
+from distseg.data.layouts import CaseSource, MaskSource
+from distseg.data.nifti import is_nifti, read_nifti
+from distseg.data.png import is_png, read_png_slices
+from distseg.data.volume import Volume
+from distseg.errors import DistsegError
+
+GRID_TOLERANCE = 0.1  # of a voxel, at the corners of the volume
+
+
+def read_image(source: CaseSource) -> Volume:
+    """The volume of a case, in its own intensities.
+
+    Raises:
+        DistsegError: see the readers.
+    """
+    if source.slice_index is not None:
+        return _one_slice(source.files[0], source.slice_index)
+    return _read_files(source.files)
+
+
+def read_labels(source: CaseSource, volume: Volume) -> np.ndarray:
+    """One uint8 label map [Z, Y, X] from masks in order, later ones over earlier ones.
+
+    Raises:
+        DistsegError: a mask's shape or grid is not the volume's, or it holds a value that is not declared.
+    """
+    label_ZYX = np.zeros(volume.values_ZYX.shape, np.uint8)
+    for mask in source.masks:
+        values_ZYX, label_of_value = _read_mask(mask, source, volume)
+        declared = {0, *label_of_value}
+        if unknown := sorted(set(np.unique(values_ZYX).tolist()) - declared):
+            raise DistsegError(
+                f"mask {mask.files[0]}: got value {unknown[0]:g}; declared are {sorted(declared)}; remove or remap the value"
+            )
+        for value, label in label_of_value.items():
+            label_ZYX[values_ZYX == value] = label
+    return label_ZYX
+
+
+def _read_mask(mask: MaskSource, source: CaseSource, volume: Volume) -> tuple[np.ndarray, dict[int, int]]:
+    """Values on the volume's grid, and what they stand for."""
+    path = mask.files[0]
+    if not is_nifti(path) and not is_png(path):
+        segmentation, names = read_segmentation(path)
+        return on_grid(segmentation, volume), _label_of_segment(mask, names)
+    if source.slice_index is not None:
+        read = _one_slice(path, source.slice_index)
+    elif is_png(path) and is_dicom(source.files[0]):
+        mask_of_stem = {file.stem: file for file in mask.files}
+        read = _read_files([mask_of_stem[file.stem] for file in axial_order(source.files)])
+    else:
+        read = _read_files(mask.files)
+    _check_grid(path, read, volume)
+    return read.values_ZYX, dict(mask.label_of_value)
+
+
+def _read_files(files: Sequence[Path]) -> Volume:
+    if is_nifti(files[0]):
+        return read_nifti(files[0])
+    if is_png(files[0]):
+        return read_png_slices(files)
+    return read_dicom_series(files)
+
+
+@functools.lru_cache(maxsize=2)  # an image and its mask: their slices are asked for one after the other
+def _read_stack(path: Path) -> Volume:
+    return read_nifti(path)
+
+
+def _one_slice(path: Path, index: int) -> Volume:
+    stack = _read_stack(path)
+    return replace(stack, values_ZYX=stack.values_ZYX[index : index + 1])
+
+
+def _label_of_segment(mask: MaskSource, names: dict[int, str]) -> dict[int, int]:
+    labels = mask.label_of_segment
+    label_of_value = {number: labels.get(name, labels.get("*", -1)) for number, name in names.items()}
+    for number, label in label_of_value.items():
+        if label < 0:
+            raise DistsegError(
+                f"mask {mask.files[0]}: got segment {names[number]!r}; segments of a joint mask are named after labels "
+                f"({', '.join(labels)}); rename it, or name yours with --labels"
+            )
+    return label_of_value
+
+
+def _check_grid(path: Path, mask: Volume, volume: Volume) -> None:
+    if mask.values_ZYX.shape != volume.values_ZYX.shape:
+        raise DistsegError(
+            f"mask {path}: got shape {mask.values_ZYX.shape[::-1]}; it must be that of {volume.path}, "
+            f"{volume.values_ZYX.shape[::-1]}; redraw or resample the mask"
+        )
+    if mask.affine is None or volume.affine is None:
+        return  # PNG slices lie where their names say
+    ends = [(0, n - 1) for n in volume.values_ZYX.shape[::-1]]
+    corners = np.array([[x, y, z, 1] for x in ends[0] for y in ends[1] for z in ends[2]]).T
+    offset = (np.linalg.inv(volume.affine) @ mask.affine @ corners - corners)[:3]
+    if np.abs(offset).max() > GRID_TOLERANCE:
+        raise DistsegError(
+            f"mask {path}: got another affine than {volume.path} (up to {np.abs(offset).max():.1f} voxels apart); image and "
+            "mask must lie on one grid; resample the mask or mend its header"
+        )

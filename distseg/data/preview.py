@@ -1,0 +1,69 @@
+"""The picture behind `distseg preview`: augmented slices with their labels."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from distseg.config import Config
+from distseg.data.pipeline import Batch, build_train_loader, build_val_loader
+from distseg.data.plan import Plan
+from distseg.data.store import Slices, Store, open_store
+from distseg.files import written_aside
+
+LABEL_COLOURS = ("#4cc9f0", "#ff6b35", "#b5e48c", "#f15bb5")  # of label 1, 2, ...: apart for colour-blind eyes on grey
+
+
+def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> None:
+    """Draws training slices (those with the focus region first), unchanged and as the loader gives them.
+
+    Raises:
+        DistsegError: no such store, fold or slice.
+    """
+    store = open_store(Path(config.data.store))
+    slices = _telling_slices(config, store, n_slices)
+    plan = Plan(len(slices), len(slices))
+    device = torch.device("cpu")
+    focus = config.regions.get(config.data.focus_region, ())
+    unchanged = list(islice(build_val_loader(config.data, slices, plan, device), 1))
+    loader = build_train_loader(config.data, slices, plan, config.seed, device, focus_labels=focus)
+    columns = [_kept(batch, config) for batch in (*unchanged, *islice(loader, n_epochs))]
+    figure = Figure(figsize=(2.4 * len(columns), 2.5 * len(slices)), layout="constrained")
+    axes = figure.subplots(len(slices), len(columns), squeeze=False)
+    for column, (images, labels) in enumerate(columns):
+        for row, files in enumerate(slices):
+            axes[row, column].set_axis_off()
+            axes[row, column].imshow(images[row], cmap="gray", vmin=0, vmax=1)
+            axes[row, column].set_title(files.id if column == 0 else f"epoch {column - 1}", fontsize=7)
+            draw_outlines(axes[row, column], labels[row])
+    FigureCanvasAgg(figure)
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=110, format="png")
+
+
+def draw_outlines(axes: object, label_YX: np.ndarray, style: str = "solid") -> None:
+    """Outlines each label of a slice in its colour."""
+    for label in np.unique(label_YX[label_YX > 0]):
+        colour = LABEL_COLOURS[(int(label) - 1) % len(LABEL_COLOURS)]
+        axes.contour(label_YX == label, levels=[0.5], colors=colour, linestyles=style, linewidths=1)  # type: ignore[attr-defined]
+
+
+def _telling_slices(config: Config, store: Store, n_slices: int) -> Slices:
+    """Evenly chosen among the training slices with the focus region, or among all where none has it."""
+    slices = store.slices_of_split("train", config.data.fold)
+    numbers = config.regions.get(config.data.focus_region, ())
+    found = slices.holding([name for name, number in store.labels.items() if number in numbers])
+    places = found if len(found) else np.arange(len(slices))
+    chosen = places[np.linspace(0, len(places) - 1, min(n_slices + 2, len(places))).astype(int)]
+    return Slices(store.root, slices.cases, np.unique(chosen)[1:-1] if len(chosen) > n_slices else np.unique(chosen))
+
+
+def _kept(batch: Batch, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, H, W) or (N, H, W, 3) of the middle slice, and labels, that outlive the loader's buffers."""
+    n_windows = len(config.data.windows_hu)
+    of_window = batch.image_BCHW.unflatten(1, (n_windows, -1))[:, :, config.data.neighbours]
+    shown = of_window.movedim(1, -1) if n_windows == 3 else of_window[:, 0]
+    return shown.numpy().copy(), batch.label_BHW.numpy().copy()

@@ -1,0 +1,44 @@
+"""A picture of what the network will be given: `distseg preview STORE --config X OUT.png [section.key=value ...]`.
+
+A row a slice: unchanged, then as it comes in a few epochs. Labels are outlined; three windows show as red, green, blue.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distseg.config import load_config
+from distseg.errors import one_line_errors, positive_int
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    config = load_config(args.config, [*args.overrides, f"data.store={args.store}"])
+    from distseg.data.preview import draw_preview  # here, so that --help answers at once
+
+    draw_preview(config, args.out, n_slices=args.slices, n_epochs=args.epochs)
+    print(f"{args.out}: {args.slices} training slices, unchanged and in {args.epochs} epochs")
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="distseg preview", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("out", type=Path, metavar="OUT.png")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
+    parser.add_argument("--config", type=Path, help="YAML file; without it, the defaults")
+    parser.add_argument("--slices", type=positive_int, default=4, help="rows (default 4)")
+    parser.add_argument("--epochs", type=positive_int, default=5, help="columns besides the first (default 5)")
+    args = parser.parse_intermixed_args(argv)
+    if args.out.suffix != ".png":
+        parser.error(f"OUT.png: got {args.out}; its name must end in .png")
+    if wrong := [override for override in args.overrides if "=" not in override]:
+        parser.error(f"override: got {wrong[0]!r}; it must be section.key=value")
+    return args
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,20 @@
+"""Every benchmark runs at toy size and ends as it should; how fast anything is decides nothing here."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["input_pipeline"])
+def test_a_quick_benchmark_ends_with_its_verdict(name: str, run_command: Callable) -> None:
+    done = run_command(sys.executable, FOLDER / f"{name}.py", "--quick")
+    verdict = json.loads(done.stdout.splitlines()[-1])
+    assert list(verdict) == ["benchmark", "ratios", "targets", "met"] and verdict["benchmark"] == name
+    assert all(isinstance(ratio, float) for ratio in verdict["ratios"].values())
+    assert verdict["targets"].keys() and isinstance(verdict["met"], bool)

@@ -1,0 +1,246 @@
+"""Real DICOM files: CT series however they are stored, masks as DICOM-SEG, and series that are no volume."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
+
+from distseg.data.dicom import is_dicom, on_grid, read_dicom_series, read_patient_id, read_segmentation
+from distseg.data.prepare import FoldRule, prepare_store
+from distseg.errors import DistsegError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+HU_ZYX = np.random.default_rng(0).integers(-1000, 1500, (5, 12, 16)).astype(np.int16)  # LPS
+SPACING_MM = (2.5, 0.7, 0.8)  # z, y, x
+AXIAL, CORONAL, SAGITTAL = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1]
+
+
+def blank(sop_class: str, study: str = "1.2.3") -> Dataset:
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = sop_class
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, f"{study}.4", f"{study}.5"
+    dataset.PatientID, dataset.PatientName, dataset.Modality = "patient 7", "", "CT"
+    dataset.PatientBirthDate = dataset.PatientSex = dataset.StudyID = dataset.AccessionNumber = ""
+    dataset.StudyDate = dataset.StudyTime = dataset.ReferringPhysicianName = ""
+    dataset.ImageType, dataset.SeriesNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], 1
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit, dataset.PixelRepresentation = 15, 1
+    return dataset
+
+
+def stored(hu: np.ndarray) -> bytes:
+    return ((hu.astype(np.int32) + 1024) // 2).astype("<i2").tobytes()
+
+
+def slices_of(orientation: Sequence[float]) -> list[tuple[np.ndarray, list[float]]]:
+    """The test volume cut as a scanner of that orientation would: pixels and position of each slice."""
+    z, y, x = (np.arange(n) * mm for n, mm in zip(HU_ZYX.shape, SPACING_MM, strict=True))
+    if orientation is AXIAL:
+        return [(HU_ZYX[i], [0, 0, z[i]]) for i in range(len(z))]
+    if orientation is CORONAL:  # rows to the Left, columns downwards
+        return [(HU_ZYX[::-1, i], [0, y[i], z[-1]]) for i in range(len(y))]
+    return [(HU_ZYX[::-1, :, i], [x[i], 0, z[-1]]) for i in range(len(x))]  # rows to Posterior, columns downwards
+
+
+def write_series(
+    folder: Path, orientation: Sequence[float] = AXIAL, change: Callable[[int, Dataset], object] | None = None
+) -> list[Path]:
+    """One file a slice, in an order of names that is not that of the slices. Odd HU lose their last bit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    z_mm, y_mm, x_mm = SPACING_MM
+    spacing = {id(AXIAL): [y_mm, x_mm], id(CORONAL): [z_mm, x_mm], id(SAGITTAL): [z_mm, y_mm]}[id(orientation)]
+    files = []
+    for index, (pixels, position) in enumerate(slices_of(orientation)):
+        dataset = blank(CTImageStorage)
+        dataset.Rows, dataset.Columns = pixels.shape
+        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [float(v) for v in position], list(orientation)
+        dataset.PixelSpacing, dataset.SliceThickness, dataset.InstanceNumber = spacing, z_mm, index + 1
+        dataset.RescaleSlope, dataset.RescaleIntercept = 2, -1024
+        dataset.PixelData = stored(pixels)
+        if change:
+            change(index, dataset)
+        files.append(folder / f"IM{(index * 7) % 31:04d}")
+        dataset.save_as(files[-1], enforce_file_format=True)
+    return sorted(files)
+
+
+def write_enhanced(path: Path) -> Path:
+    dataset = blank(EnhancedCTImageStorage)
+    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = HU_ZYX.shape
+    shared, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = AXIAL
+    measures.PixelSpacing, measures.SliceThickness = list(SPACING_MM[1:]), SPACING_MM[0]
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    order = [3, 0, 4, 1, 2]
+    groups, pixels = [], b""
+    for place, z in enumerate(order):
+        own, position, rescale = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = [0.0, 0.0, z * SPACING_MM[0]]
+        rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 1, -100 * place, "HU"  # each its own
+        own.PlanePositionSequence, own.PixelValueTransformationSequence = [position], [rescale]
+        groups.append(own)
+        pixels += (HU_ZYX[z] + 100 * place).astype("<i2").tobytes()
+    dataset.PerFrameFunctionalGroupsSequence, dataset.PixelData = groups, pixels
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_segmentation(path: Path, sources: Sequence[Path], masks: dict[str, np.ndarray]) -> Path:
+    images = sorted((pydicom.dcmread(file) for file in sources), key=lambda image: image.ImagePositionPatient[2])
+    described = [
+        hd.seg.SegmentDescription(
+            number, label, codes.SCT.Organ, codes.SCT.Lung, "MANUAL",
+        )
+        for number, label in enumerate(masks, start=1)
+    ]  # fmt: skip
+    segmentation = hd.seg.Segmentation(
+        images, np.stack(list(masks.values()), axis=-1).astype(np.uint8), "BINARY", described, generate_uid(), 9,
+        generate_uid(), 1, "distseg", "tests", "1", "1",
+    )  # fmt: skip
+    segmentation.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, CORONAL, SAGITTAL], ids=["axial", "coronal", "sagittal"])
+def test_a_series_in_any_order_and_orientation_is_one_volume_in_hu(orientation: list[float], tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series", orientation)
+    assert all(is_dicom(path) for path in files) and read_patient_id(files[0]) == "patient 7"
+    volume = read_dicom_series(files)
+    assert np.array_equal(volume.values_ZYX, HU_ZYX // 2 * 2) and volume.spacing_mm == SPACING_MM
+    assert volume.affine is not None and np.allclose(volume.affine, np.diag([-0.8, -0.7, 2.5, 1]))
+
+
+def test_an_enhanced_file_with_a_rescale_of_each_frame_is_the_same_volume(tmp_path: Path) -> None:
+    volume = read_dicom_series([write_enhanced(tmp_path / "enhanced")])
+    assert np.array_equal(volume.values_ZYX, HU_ZYX) and volume.spacing_mm == SPACING_MM
+
+
+def test_padding_becomes_air_and_compressed_slices_are_read(tmp_path: Path) -> None:
+    def pad(index: int, dataset: Dataset) -> None:
+        pixels = np.frombuffer(dataset.PixelData, "<i2").copy()
+        pixels[:3] = (-2000, -1900, -1800)
+        dataset.PixelData = pixels.tobytes()
+        dataset.PixelPaddingValue, dataset.PixelPaddingRangeLimit = -2000, -1900
+        dataset["PixelPaddingValue"].VR = dataset["PixelPaddingRangeLimit"].VR = "SS"
+        if index == 1:
+            dataset.compress(RLELossless)
+
+    values = read_dicom_series(write_series(tmp_path / "series", change=pad)).values_ZYX
+    assert (values[:, 0, :2] == -1024).all() and (values[:, 0, 2] == -1800 * 2 - 1024).all()
+    assert np.array_equal(values[:, 1:], (HU_ZYX // 2 * 2)[:, 1:])
+
+
+def moved(index: int, **values: Any) -> Callable[[int, Dataset], None]:
+    def change(at: int, dataset: Dataset) -> None:
+        if at == index:
+            for name, value in values.items():
+                setattr(dataset, name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (moved(2, SeriesInstanceUID="9.9"), "got 2 series"),
+        (moved(4, ImagePositionPatient=[0, 0, 12.5]), "lies 5.00 mm above .*, others 2.50 mm; slices may be missing"),
+        (moved(3, ImagePositionPatient=[0, 0, 5.0]), "lies at the same place as"),
+        (lambda i, d: setattr(d, "ImagePositionPatient", [0, i * 0.5, i * 2.5]), "a gantry tilt"),
+        (moved(1, ImageOrientationPatient=CORONAL), "got another orientation than"),
+        (moved(1, PixelSpacing=[1, 1]), "got another spacing than"),
+        (moved(0, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "got a localizer"),
+        (moved(0, SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), "got MR Image Storage; it must be a CT image"),
+        (moved(0, RescaleSlope=None), "got no RescaleSlope"),
+        (moved(0, ImagePositionPatient=None), "got no ImagePositionPatient"),
+        (moved(0, PixelData=b"12345678"), "not readable"),
+        (moved(0, Rows=60000, Columns=60000), "got another shape than"),
+        (lambda _, d: (setattr(d, "Rows", 60000), setattr(d, "Columns", 60000)), "must hold 1 to 2147483648 voxels"),
+    ],
+)
+def test_what_is_no_volume_is_one_line_that_names_a_file(
+    change: Callable[[int, Dataset], object], message: str, tmp_path: Path
+) -> None:
+    files = write_series(tmp_path / "series", change=change)
+    with pytest.raises(DistsegError, match=message) as caught:
+        read_dicom_series(files)
+    assert "\n" not in str(caught.value) and str(tmp_path / "series") in str(caught.value)
+
+
+def test_a_segmentation_of_some_slices_lies_where_its_image_says(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series")
+    lung = np.zeros(HU_ZYX.shape, bool)
+    lung[1:4, 2:9, 3:12] = True
+    infection = np.zeros(HU_ZYX.shape, bool)
+    infection[2, 4:6, 5:7] = True
+    path = write_segmentation(tmp_path / "seg.dcm", files, {"Lung": lung, "Ground-glass Opacity": infection})
+    segmentation, names = read_segmentation(path)
+    assert names == {1: "lung", 2: "ground_glass_opacity"} and len(segmentation.values_ZYX) == 3
+    image = read_dicom_series(files)
+    assert np.array_equal(on_grid(segmentation, image), np.where(infection, 2, lung))
+    with pytest.raises(DistsegError, match="lies on another grid"):
+        on_grid(segmentation, read_dicom_series(files[:1]))
+    with pytest.raises(DistsegError, match="got DICOM of modality CT; it must be SEG"):
+        read_segmentation(files[0])
+
+
+def write_dicom_set(src: Path, masks: str) -> None:
+    """Two patients as images/<case>/ with lung masks in one of three formats."""
+    import nibabel as nib
+
+    for case in ("a", "b"):
+        name = f"patient {case}"
+        files = write_series(src / "images" / case, change=lambda _, d, name=name: setattr(d, "PatientID", name))
+        lung = HU_ZYX > 0
+        folder = src / "lung"
+        folder.mkdir(exist_ok=True)
+        if masks == "nifti":  # in another axis order than the series
+            nib.save(nib.Nifti1Image(lung[:, ::-1, ::-1].T.astype(np.uint8), np.array([[0.8, 0, 0, -12], [0, 0.7, 0, -7.7], [0, 0, 2.5, 0], [0, 0, 0, 1]])), folder / f"{case}.nii.gz")  # fmt: skip
+        elif masks == "seg":
+            write_segmentation(folder / f"{case}.dcm", files, {"anything": lung})
+        else:
+            (folder / case).mkdir()
+            for path in files:
+                z = round(float(pydicom.dcmread(path).ImagePositionPatient[2]) / SPACING_MM[0])
+                Image.fromarray(lung[z].astype(np.uint8) * 255).save(folder / case / f"{path.name}.png")
+
+
+@pytest.mark.parametrize("masks", ["nifti", "seg", "png"])
+def test_series_with_masks_of_any_format_make_the_same_store(masks: str, tmp_path: Path) -> None:
+    write_dicom_set(tmp_path / "src", masks)
+    store, _ = prepare_store(tmp_path / "src", tmp_path / "store", FoldRule(2))
+    assert [case.patient for case in store.cases] == ["patient a", "patient b"] and store.cases[0].intensity == "hu"
+    hu_ZYX, label_ZYX = store.read_case(store.cases[0])
+    assert np.array_equal(hu_ZYX, HU_ZYX // 2 * 2) and np.array_equal(label_ZYX, HU_ZYX > 0)
+    assert store.cases[0].spacing_mm == SPACING_MM
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real CT data are not on this machine")
+def test_real_slices_are_read_with_their_padding_as_air(tmp_path: Path) -> None:
+    files = sorted((SHARED / "hu_samples").glob("*.dcm"))
+    for case in ("one", "two"):
+        (tmp_path / "src/images" / case).mkdir(parents=True)
+        (tmp_path / "src/lung" / case).mkdir(parents=True)
+        for path in files:
+            (tmp_path / "src/images" / case / path.name).write_bytes(path.read_bytes())
+            body = pydicom.dcmread(path).pixel_array
+            mask = ((body > -950) & (body < -500)).astype(np.uint8) * 255
+            Image.fromarray(mask).save(tmp_path / "src/lung" / case / f"{path.stem}.png")
+    store, _ = prepare_store(tmp_path / "src", tmp_path / "store", FoldRule(2))
+    hu_ZYX, label_ZYX = store.read_case(store.cases[0])
+    assert (
+        hu_ZYX.shape == (2, 512, 512) and store.cases[0].hu_range[0] == -1024 and store.cases[0].spacing_mm is not None
+    )
+    assert np.array_equal(label_ZYX, (hu_ZYX > -950) & (hu_ZYX < -500))

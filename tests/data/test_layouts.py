@@ -1,0 +1,194 @@
+"""Every layout a user has becomes the same store, and what does not fit is named."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from distseg.data.layouts import find_source, patient_of
+from distseg.data.prepare import FoldRule, prepare_store
+from distseg.data.store import Store, open_store
+from distseg.errors import DistsegError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+CASES = [f"phantom_{i:03d}" for i in range(1, 7)]
+
+
+def prepare(src: Path, root: Path, **settings: object) -> Store:
+    return prepare_store(src, root, FoldRule(2), workers=1, **settings)[0]  # type: ignore[arg-type]
+
+
+def assert_same_slices(one: Store, other: Store) -> None:
+    for mine, theirs in zip(one.cases, other.cases, strict=True):
+        for a, b in zip(one.read_case(mine), other.read_case(theirs), strict=True):
+            assert np.array_equal(a, b), mine.id
+
+
+@pytest.fixture
+def paired(phantom: Path, tmp_path: Path) -> Path:
+    """The phantom as images/ and one folder a label."""
+    src = tmp_path / "paired"
+    for folder, name in (("COVID-19-CT-Seg_20cases", "images"), ("Lung_Mask", "lung"), ("Infection_Mask", "infection")):
+        shutil.copytree(phantom / folder, src / name)
+    return src
+
+
+def write_png(store: Store, src: Path, nested: bool = False) -> None:
+    """A store's slices as grey PNGs of the window [-1250, 250] with 0/255 masks, flat or a folder a case."""
+    for case in store.cases:
+        hu_ZYX, label_ZYX = store.read_case(case)
+        grey = np.clip(np.rint((hu_ZYX.astype(np.float32) + 1250) / 1500 * 255), 0, 255)
+        for folder, values in (
+            ("images", grey),
+            ("lung", (label_ZYX > 0) * 255),
+            ("infection", (label_ZYX == 2) * 255),
+        ):
+            for z, slice_YX in enumerate(values.astype(np.uint8)):
+                # Numbers without leading zeros: slice 10 comes after slice 9.
+                path = src / folder / (f"{case.id}/{z + 3}.png" if nested else f"{case.id}_{z + 3}.png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(slice_YX).save(path)
+
+
+def test_paired_folders_make_the_same_store(paired: Path, store: Path, tmp_path: Path) -> None:
+    made = prepare(paired, tmp_path / "store")
+    assert made.layout == "paired" and dict(made.labels) == {"background": 0, "lung": 1, "infection": 2}
+    assert_same_slices(made, open_store(store))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_png_slices_are_grey_of_the_lung_window(nested: bool, store: Path, tmp_path: Path) -> None:
+    write_png(open_store(store), tmp_path / "png", nested)
+    made = prepare(tmp_path / "png", tmp_path / "store")
+    for mine, theirs in zip(made.cases, open_store(store).cases, strict=True):
+        assert mine.id == theirs.id and mine.spacing_mm is None and mine.intensity == "grey_-1250_250"
+        (hu, label), (true_hu, true_label) = made.read_case(mine), open_store(store).read_case(theirs)
+        assert np.array_equal(label, true_label)
+        assert np.abs(hu - np.clip(true_hu, -1250, 250)).max() <= 3
+
+
+def test_joint_label_maps_are_read_by_number(paired: Path, store: Path, tmp_path: Path) -> None:
+    for case in CASES:
+        lung, infection = (nib.load(paired / name / f"{case}.nii.gz") for name in ("lung", "infection"))
+        joint = np.where(np.asarray(infection.dataobj) > 0, 2, np.asarray(lung.dataobj) > 0)
+        (paired / "labels").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(joint.astype(np.uint8), lung.affine), paired / "labels" / f"{case}.nii")
+    for name in ("lung", "infection"):
+        shutil.rmtree(paired / name)
+    assert_same_slices(prepare(paired, tmp_path / "store"), open_store(store))
+
+
+def test_a_csv_names_patients_splits_and_masks(paired: Path, store: Path, tmp_path: Path) -> None:
+    rows = ["image,lung,infection,patient,split"]
+    for case, patient, split in zip(CASES, "aabcde", ("train", "train", "val", "test", "train", "train"), strict=True):
+        rows.append(f"images/{case}.nii.gz, lung/{case}.nii.gz, infection/{case}.nii.gz, {patient}, {split}")
+    table = paired / "mine.csv"
+    table.write_text("\n".join(rows) + "\n")
+    made = prepare(table, tmp_path / "store")
+    assert made.layout == "csv" and made.folds.method == "given"
+    assert (made.folds.folds, made.folds.test) == ((("b",),), ("c",))
+    assert [case.patient for case in made.cases_of("train", 0)] == ["a", "a", "d", "e"]
+    assert_same_slices(made, open_store(store))
+    for old, new, message in (
+        ("a, train", "a, val", "got patient a in train, above in val"),
+        ("infection,patient", "tumour,patient", "got column 'tumour'"),
+        ("images/phantom_003.nii.gz", "images/none.nii.gz", "line 4: got 'images/none.nii.gz'"),
+        ("e, train", "e, training", "line 7: got split 'training'"),
+        ("c, test", "c, ", "got rows with a split and rows without"),
+        ("images/phantom_002.nii.gz", "images/phantom_001.nii.gz", "got phantom_001 twice"),
+    ):
+        table.write_text("\n".join(rows).replace(old, new, 1) + "\n")
+        with pytest.raises(DistsegError, match=message):
+            find_source(table)
+
+
+def test_labels_of_your_own_have_names_and_numbers(
+    paired: Path, tmp_path: Path, run_command: Callable[..., object]
+) -> None:
+    (paired / "infection").rename(paired / "nodule")
+    with pytest.raises(DistsegError, match="label folder: got .*nodule; labels are"):
+        find_source(paired)
+    run_command("distseg", "prepare", paired, tmp_path / "store", "--folds", 2, "--labels", "lung=1,nodule=7")
+    made = open_store(tmp_path / "store")
+    assert dict(made.labels) == {"background": 0, "lung": 1, "nodule": 7}
+    assert set(np.unique(made.read_case(made.cases[0])[1])) <= {0, 1, 7}
+    assert any(case.label_voxels["nodule"] for case in made.cases)
+
+
+def test_medseg_stacks_become_a_case_a_slice(store: Path, tmp_path: Path) -> None:
+    opened = open_store(store)
+    hu, labels = (
+        np.concatenate(stack) for stack in zip(*(opened.read_case(case) for case in opened.cases), strict=True)
+    )
+    findings = np.where(labels == 2, 1 + np.arange(len(labels))[:, None, None] % 3, 0).astype(np.uint8)
+    src = tmp_path / "medseg"
+    src.mkdir()
+    for name, values in (
+        ("tr_im", hu),
+        ("tr_mask", findings),
+        ("tr_lungmasks_updated", (labels > 0).astype(np.uint8)),
+        ("val_im", hu[:4]),
+    ):
+        nib.save(nib.Nifti1Image(values.T, np.diag([-1.0, -1, 1, 1])), src / f"{name}.nii.gz")
+    made, notes = prepare_store(src, tmp_path / "store", FoldRule(5), workers=1)
+    assert len(made.cases) == len(hu) == len({case.patient for case in made.cases})
+    assert "val_im has no masks and is left out" in notes and "patients are not named" in notes[0]
+    assert dict(made.labels) == {
+        "background": 0,
+        "lung": 1,
+        "ground_glass": 3,
+        "consolidation": 4,
+        "pleural_effusion": 5,
+    }
+    expected = np.where(findings > 0, findings + 2, labels > 0)
+    for z in (0, 7, len(hu) - 1):
+        of_slice, label = made.read_case(made.cases[z])
+        assert of_slice.shape == (1, 64, 64) and np.array_equal(of_slice[0], hu[z])
+        assert np.array_equal(label[0], expected[z])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda src: shutil.rmtree(src / "images"), "of no known layout"),
+        (lambda src: (src / "cases.csv").write_text(""), "that fits paired and csv; choose one with --layout"),
+        (lambda src: (src / "lung/phantom_002.nii.gz").unlink(), "mask: got none for volume .*phantom_002"),
+        (lambda src: (src / "images/phantom_004.nii.gz").unlink(), "phantom_004.nii.gz without a volume"),
+        (lambda src: [shutil.rmtree(src / name) for name in ("lung", "infection")], "without masks"),
+    ],
+)
+def test_what_does_not_fit_is_named(spoil: Callable[[Path], object], message: str, paired: Path) -> None:
+    spoil(paired)
+    with pytest.raises(DistsegError, match=message) as caught:
+        find_source(paired)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DistsegError, match="declared medseg; it must hold tr_im"):
+        find_source(paired, "medseg")
+
+
+def test_a_png_pair_of_different_sizes_or_without_a_mask_is_named(store: Path, tmp_path: Path) -> None:
+    write_png(open_store(store), tmp_path / "png")
+    odd = tmp_path / "png/lung/phantom_001_5.png"
+    odd.unlink()
+    with pytest.raises(DistsegError, match="mask: got none for slice .*images/phantom_001_5.png"):
+        find_source(tmp_path / "png")
+    Image.fromarray(np.zeros((32, 64), np.uint8)).save(odd)
+    with pytest.raises(DistsegError, match="phantom_001"):
+        prepare(tmp_path / "png", tmp_path / "store")
+
+
+def test_series_of_one_patient_stay_together() -> None:
+    assert patient_of("radiopaedia_10_85902_1") == patient_of("radiopaedia_10_85902_3") == "radiopaedia_10"
+    assert patient_of("coronacases_001") == "coronacases_001"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real CT data are not on this machine")
+def test_real_volumes_and_png_slices_are_found_and_grouped_by_patient() -> None:
+    volumes = find_source(SHARED / "medseg9").cases
+    assert len(volumes) == 7 and len({case.patient for case in volumes}) == 5
+    slices = find_source(SHARED / "zenodo20_png").cases
+    assert len(slices) == 6 and sum(len(case.files) for case in slices) == 739
