@@ -10,6 +10,7 @@ from distseg import __version__
 # In the order of the data's way. A command's module is imported only when it is asked for.
 COMMANDS = {
     "phantom": "write a procedural chest CT set: the embedded sample",
+    "download": "fetch a public record of annotated volumes",
     "prepare": "annotated volumes into a store",
     "preview": "a picture of augmented slices with their masks",
     "train": "train a model on a store",

@@ -5,6 +5,7 @@ the old content or the new one, also after a crash or on a full disk.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -44,6 +45,25 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
         replace_folder(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(lock: Path) -> Iterator[None]:
+    """Holds a lock file, which goes with the process that held it and is removed at the end.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_nlink == 0:
+            raise BlockingIOError("its holder removed it between our open and our lock")
+        try:
+            yield
+        finally:
+            # Removed while still held: whoever opens the name next makes a new file.
+            os.unlink(lock)
 
 
 def is_free(path: Path) -> bool:

@@ -2,13 +2,11 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from distseg.data.splits import Folds, assign_folds, check_fold_count, given_fol
 from distseg.data.store import CASE_JSON, FOREGROUND, STORE_VERSION, Case, Store, open_store, write_store_json
 from distseg.data.volume import hounsfield
 from distseg.errors import DistsegError
-from distseg.files import folder_written_aside, is_free, replace_folder, sha256_of, write_json
+from distseg.files import folder_written_aside, is_free, locked, replace_folder, sha256_of, write_json
 
 POSITIONS_PER_SLICE = 8  # of each label: enough for crops that differ, little to keep
 
@@ -86,7 +84,7 @@ def prepare_store(
     if not (root / "store.json").is_file() and not is_free(root):
         raise DistsegError(f"store: got {root}, which holds something else; give a new folder or a store")
     root = root.resolve()
-    with _locked(root):
+    with _alone(root):
         in_place = (root / "store.json").is_file()
         building = root if in_place else root.with_name(f".preparing-{root.name}")
         with _executor(cluster, min(workers, len(source.cases))) as executor:
@@ -106,7 +104,7 @@ def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
             yield pool
         return
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker
     except ImportError:
         raise DistsegError(
             "--cluster: got an address, but dask's distributed is not installed; pip install 'distseg[cluster]'"
@@ -117,8 +115,22 @@ def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
         raise DistsegError(
             f"--cluster: got {cluster}; no dask scheduler answers there ({error}); start one, or leave --cluster out"
         ) from None
-    with client, client.get_executor(pure=False) as executor:
-        yield executor
+    with client:
+        executor = client.get_executor(pure=False)
+        try:
+            yield executor
+        except KilledWorker as error:
+            raise DistsegError(
+                f"--cluster: got a volume whose workers were killed {error.allowed_failures + 1} times (out of memory?); "
+                "finished volumes are kept; give the workers more memory and run it again"
+            ) from None
+        except CancelledError:
+            raise DistsegError(
+                f"--cluster: lost the scheduler {cluster}; finished volumes are kept; start it and run it again"
+            ) from None
+        finally:
+            # Not waiting: what a dead worker held is done again, and without a worker that never ends.
+            executor.shutdown(wait=False)
 
 
 def _prepare_cases(source: Source, reading: Reading, executor: Executor) -> list[Case]:
@@ -265,21 +277,12 @@ def _remove_unnamed(root: Path, cases: Sequence[Case]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Lets one `prepare` at a time write a store; the lock goes with the process that held it."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    lock = root.with_name(f".lock-{root.name}")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_nlink == 0:
-                raise BlockingIOError("its holder removed it between our open and our lock")
-        except BlockingIOError:
-            raise DistsegError(
-                f"store: got {root}, which another `distseg prepare` is writing; wait for it to end"
-            ) from None
-        try:
+def _alone(root: Path) -> Iterator[None]:
+    """Lets one `prepare` at a time write a store."""
+    try:
+        with locked(root.with_name(f".lock-{root.name}")):
             yield
-        finally:
-            # Removed while still held: whoever opens the name next makes a new file.
-            os.unlink(lock)
+    except BlockingIOError:
+        raise DistsegError(
+            f"store: got {root}, which another `distseg prepare` is writing; wait for it to end"
+        ) from None

@@ -98,7 +98,7 @@ def test_a_file_that_disagrees_is_not_published(
     def another_window(segmenter: HuSegmenter, *rest: Any) -> None:
         segmenter.low_hu = [low - 400 for low in segmenter.low_hu]
         honest(segmenter, *rest)
-        segmenter.low_hu += 400
+        segmenter.low_hu = [low + 400 for low in segmenter.low_hu]
 
     monkeypatch.setattr(artefact, "write_torchscript", another_window)
     with pytest.raises(DistsegError, match="the file differs from the eager model at shape"):
