@@ -94,7 +94,10 @@ def prepare_store(
         _remove_unnamed(building, cases)
         if not in_place:
             replace_folder(building, root)
-    return open_store(root), source.notes
+    notes = list(source.notes)
+    if rule.method == "ma2021":
+        notes.append("the folds ma2021 part two patients: compare with published figures only")
+    return open_store(root), tuple(notes)
 
 
 @contextlib.contextmanager
@@ -109,6 +112,8 @@ def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
         raise DistsegError(
             "--cluster: got an address, but dask's distributed is not installed; pip install 'distseg[cluster]'"
         ) from None
+    # It logs, with a traceback, what it raises as well.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         client = Client(cluster, timeout=10)
     except (OSError, ValueError) as error:
