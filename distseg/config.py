@@ -156,14 +156,35 @@ class ModelConfig:
     """unetplus is the predecessor's name of unetplusplus"""
     encoder_weights: str | None = None
     """None, "imagenet" (timm's pretrained weights) or a file: .safetensors, .pth"""
-    decoder_widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
-    """channels of the Unet++ nodes at strides 2, 4, 8, 16, 32"""
+    decoder_widths: Literal["paper", "reference"] | tuple[int, int, int, int, int] = "paper"
+    """channels of the Unet++ nodes at strides 2 to 32: the paper's 32, 64, 128, 256, 512, those of
+    segmentation_models_pytorch (as wide as the encoder's levels), or your own"""
+    deep_supervision: bool = False
+    """Unet++: a head at each of the four depths, the loss their mean; `distseg export --depth` can then cut the network"""
+    attention: Literal["none", "scse"] = "none"
+    """Unet++: concurrent spatial and channel squeeze and excitation after each node"""
+    dropout: float = 0.0
+    """of whole channels, before the head"""
+    recompute: Literal["none", "decoder", "all"] = "none"
+    """activations of Unet++ nodes (all: of encoder stages too) are computed again for the gradient instead of kept"""
+    channels_last: bool = False
+    """memory order of images and weights"""
+    compile: bool = False
+    """torch.compile"""
+    start_from: str | None = None
+    """run whose best weights training starts from; a head of another shape starts afresh"""
     norm: Literal["sync_batch", "batch"] = "sync_batch"
     """batch statistics of the global batch (N ranks equal one), or of each rank alone"""
 
     def __post_init__(self) -> None:
         if self.decoder == "unetplus":
             object.__setattr__(self, "decoder", "unetplusplus")  # frozen, and nobody has seen it yet
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
+        only_unetplusplus = self.deep_supervision or self.attention != "none"
+        _require(
+            not only_unetplusplus or self.decoder == "unetplusplus", "model.decoder", self.decoder,
+            "deep_supervision and attention are Unet++'s; choose it, or leave them out",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -182,6 +203,10 @@ class OptimConfig:
     name: Literal["adam", "adamw"] = "adam"
     lr: float = 1e-4
     weight_decay: float = 0.0
+    encoder_lr_factor: float = 1.0
+    """the encoder's learning rate is this times lr"""
+    frozen_encoder_epochs: int = 0
+    """the encoder's weights stand still for so many epochs (its batch statistics go on)"""
     schedule: Literal["constant", "cosine"] = "constant"
     """after the warm-up: hold lr, or fall to 0 along half a cosine at the last step"""
     warmup_steps: int = 0
@@ -191,6 +216,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", self.lr, "must be above 0")
+        _require(self.encoder_lr_factor >= 0, "optim.encoder_lr_factor", self.encoder_lr_factor, "must be 0 or more")
+        frozen = self.frozen_encoder_epochs
+        _require(frozen >= 0, "optim.frozen_encoder_epochs", frozen, "must be 0 or more")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """BCE + soft Dice on regions, of the global batch: N ranks x batch b gives the loss and gradient of one process x N*b."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,13 @@ class BceDiceLoss(nn.Module):
             label_BHW: uint8 labels; 255 is ignored.
         """
         return self.from_sums(sum_over_ranks(region_sums(logits_BRHW, label_BHW, self.bits)))
+
+    def over_heads(self, logits: torch.Tensor | Sequence[torch.Tensor], label_BHW: torch.Tensor) -> LossTerms:
+        """The mean loss of several heads, with BCE and Dice of the last; of one head, its own terms."""
+        if isinstance(logits, torch.Tensor):
+            return self(logits, label_BHW)
+        terms = [self(logits_BRHW, label_BHW) for logits_BRHW in logits]
+        return LossTerms(torch.stack([each.loss for each in terms]).mean(), terms[-1].bce, terms[-1].dice_R)
 
     def from_sums(self, sums_R5: torch.Tensor) -> LossTerms:
         """The terms of sums that cover any number of batches and ranks, in the order of `region_sums`."""

@@ -9,12 +9,19 @@ from distseg.config import OptimConfig
 
 
 def build_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters; weight decay spares biases and norms (one-dimensional parameters)."""
-    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    spared = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    """Adam or AdamW over all parameters; weight decay spares biases and norms (one-dimensional parameters).
+
+    Groups of the encoder have `is_encoder` set: their learning rate is another, see `set_learning_rate`.
+    """
+    groups = []
+    for is_encoder in (False, True):
+        own = [p for name, p in network.named_parameters() if name.startswith("encoder.") == is_encoder]
+        groups.append({"params": [p for p in own if p.ndim > 1], "weight_decay": optim.weight_decay})
+        groups.append({"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0})
+        for group in groups[-2:]:
+            group["is_encoder"] = is_encoder
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
-    return kind(groups, lr=optim.lr)
+    return kind([group for group in groups if group["params"]], lr=optim.lr)
 
 
 def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
@@ -27,6 +34,8 @@ def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
     return optim.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, lr: float, epoch: int) -> None:
+    """Gives each group its rate; 0 freezes the encoder, whatever wraps the network (weight decay is scaled by it too)."""
+    factor = 0.0 if epoch < optim.frozen_encoder_epochs else optim.encoder_lr_factor
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * factor if group["is_encoder"] else lr

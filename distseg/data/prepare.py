@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, as_completed
@@ -126,7 +127,7 @@ def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
             yield executor
         except KilledWorker as error:
             raise DistsegError(
-                f"--cluster: got a volume whose workers were killed {error.allowed_failures + 1} times (out of memory?); "
+                f"--cluster: got a volume whose workers died ({error.allowed_failures + 1} of them, out of memory?); "
                 "finished volumes are kept; give the workers more memory and run it again"
             ) from None
         except CancelledError:

@@ -85,36 +85,32 @@ class DeepLabV3Decoder(nn.Module):
     """ASPP on the deepest encoder level and a 3 x 3 convolution.
 
     Attributes:
-        out_channels: Channels of the result.
-        stride: Stride of the result, that of the deepest level.
+        out_channels, strides: Channels and stride of the result, lists of one.
     """
 
     def __init__(self, encoder_channels: Sequence[int], output_stride: int = 8, out_channels: int = 256) -> None:
         """Builds it for an encoder held at `output_stride`, 8 or 16."""
         super().__init__()
-        self.out_channels, self.stride = out_channels, output_stride
+        self.out_channels, self.strides = [out_channels], [output_stride]
         self.aspp = ASPP(encoder_channels[-1], out_channels, ATROUS_RATES[output_stride])
         self.fuse = ConvBNReLU(out_channels, out_channels, kernel_size=3)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Takes the encoder's levels, gives (B, out_channels, H / stride, W / stride)."""
-        return self.fuse(self.aspp(features[-1]))
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Takes the encoder's levels, gives one result: (B, C, H / output_stride, W / output_stride)."""
+        return [self.fuse(self.aspp(features[-1]))]
 
 
 class DeepLabV3PlusDecoder(nn.Module):
     """ASPP on the deepest encoder level, refined with the features of stride 4; its 3 x 3 convolutions are separable.
 
     Attributes:
-        out_channels: Channels of the result.
-        stride: Stride of the result, 4.
+        out_channels, strides: Channels and stride of the result, lists of one.
     """
-
-    stride = 4
 
     def __init__(self, encoder_channels: Sequence[int], output_stride: int = 16, out_channels: int = 256) -> None:
         """Builds it for an encoder held at `output_stride`, 8 or 16, whose second level is at stride 4."""
         super().__init__()
-        self.out_channels = out_channels
+        self.out_channels, self.strides = [out_channels], [4]
         self.aspp = ASPP(encoder_channels[-1], out_channels, ATROUS_RATES[output_stride], separable=True)
         self.low_level = ConvBNReLU(encoder_channels[1], LOW_LEVEL_CHANNELS, kernel_size=1)
         self.fuse = nn.Sequential(  # two of them: table 2
@@ -122,8 +118,8 @@ class DeepLabV3PlusDecoder(nn.Module):
             ConvBNReLU(out_channels, out_channels, kernel_size=3, separable=True),
         )
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Takes the encoder's levels, gives (B, out_channels, H / 4, W / 4)."""
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Takes the encoder's levels, gives one result: (B, C, H / 4, W / 4)."""
         low = self.low_level(features[1])
         high = F.interpolate(self.aspp(features[-1]), size=low.shape[-2:], mode="bilinear", align_corners=False)
-        return self.fuse(torch.cat([low, high], dim=1))
+        return [self.fuse(torch.cat([low, high], dim=1))]

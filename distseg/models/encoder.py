@@ -1,4 +1,4 @@
-"""The encoder: any timm network that gives five feature levels at strides 2, 4, 8, 16 and 32.
+"""The encoder: any timm network that gives five feature levels at strides 2, 4, 8, 16 and 32, or the first of them.
 
 Shape letters: B images, C channels, H height, W width.
 """
@@ -10,17 +10,18 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import adapt_input_conv, is_model, is_model_in_modules, load_state_dict
+from timm.models import FeatureListNet, adapt_input_conv, is_model, is_model_in_modules, load_state_dict
 from torch import Tensor, nn
 
 from distseg.errors import DistsegError
+from distseg.models.recompute import recomputed
 
 # timm families without output_stride whose children come in the order of use, so that `_dilate` can do it.
 DILATED_HERE = ("densenet", "senet")
 
 
 class TimmEncoder(nn.Module):
-    """Five feature levels of an image, finest first.
+    """Feature levels of an image, finest first.
 
     Attributes:
         channels: Channels of each level.
@@ -28,7 +29,15 @@ class TimmEncoder(nn.Module):
         mean, std: Of timm's training images, in [0, 1]: their average for one channel, in turn for more than three.
     """
 
-    def __init__(self, name: str, in_channels: int = 3, weights: str | None = None, output_stride: int = 32) -> None:
+    def __init__(
+        self,
+        name: str,
+        in_channels: int = 3,
+        weights: str | None = None,
+        output_stride: int = 32,
+        levels: int = 5,
+        recompute: bool = False,
+    ) -> None:
         """Builds the network and loads its weights.
 
         Args:
@@ -36,14 +45,21 @@ class TimmEncoder(nn.Module):
             in_channels: Channels of the image; the first convolution of loaded weights is adapted to it.
             weights: None: random; `imagenet`: timm's; or a .safetensors, .pth or .pt state dict of the timm model.
             output_stride: Stride of the deepest level, 8, 16 or 32.
+            levels: How many of the five; what comes after them is left out.
+            recompute: Forget the activations inside stages and compute them again for the gradient.
 
         Raises:
             DistsegError: If timm has no such model, it has not the five levels, or the weights cannot be loaded.
         """
         super().__init__()
-        self.network = network = _feature_network(name, in_channels, output_stride)
+        self.network = network = _feature_network(name, in_channels, output_stride, levels)
         self.channels: tuple[int, ...] = tuple(network.feature_info.channels())
-        self.reductions = _strides(output_stride)
+        self.reductions = _strides(output_stride)[:levels]
+        self.recompute = recompute
+        if recompute and not isinstance(network, FeatureListNet):
+            raise DistsegError(
+                f"model.recompute: got encoder for {name!r}, which is not a row of stages in timm; use decoder or none"
+            )
         known = network.pretrained_cfg
         self.mean, self.std = _one_a_channel(known["mean"], in_channels), _one_a_channel(known["std"], in_channels)
         hub = known.get("hf_hub_id")
@@ -56,8 +72,19 @@ class TimmEncoder(nn.Module):
             _load_file(network, Path(weights), source)
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
-        """Gives five tensors; level i is (B, channels[i], H / reductions[i], W / reductions[i])."""
-        return self.network(image_BCHW)
+        """Gives one tensor a level; level i is (B, channels[i], H / reductions[i], W / reductions[i])."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self.network(image_BCHW)
+        x, found = image_BCHW, []
+        for name, stage in self.network.items():
+            x = recomputed(_run, stage, x)
+            if name in self.network.return_layers:
+                found.append(x)
+        return found
+
+
+def _run(stage: nn.Module, x_BCHW: Tensor) -> Tensor:
+    return stage(x_BCHW)
 
 
 def _strides(output_stride: int) -> tuple[int, ...]:
@@ -68,12 +95,12 @@ def _one_a_channel(values: tuple[float, ...], in_channels: int) -> tuple[float, 
     return (sum(values) / len(values),) if in_channels == 1 else tuple(islice(cycle(values), in_channels))
 
 
-def _feature_network(name: str, in_channels: int, output_stride: int) -> Any:
+def _feature_network(name: str, in_channels: int, output_stride: int, levels: int) -> Any:
     if not is_model(name):
         nearest = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "none"
         raise DistsegError(f"model.encoder: got {name!r}; must be a timm model; the nearest names are {nearest}")
     stride_of_timm = 32 if is_model_in_modules(name, DILATED_HERE) else output_stride
-    options: dict[str, Any] = {"features_only": True, "out_indices": (0, 1, 2, 3, 4), "in_chans": in_channels}
+    options: dict[str, Any] = {"features_only": True, "out_indices": tuple(range(levels)), "in_chans": in_channels}
     if stride_of_timm < 32:  # unknown to families that have no such choice
         options["output_stride"] = stride_of_timm
     try:
@@ -81,7 +108,7 @@ def _feature_network(name: str, in_channels: int, output_stride: int) -> Any:
         found = str(tuple(network.feature_info.reduction()))
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         found = f"{type(error).__name__} from timm: {error}"
-    if found != str(_strides(stride_of_timm)):
+    if found != str(_strides(stride_of_timm)[:levels]):
         raise DistsegError(
             f"model.encoder: got {name!r} with {found}; must give five feature levels at strides "
             f"{_strides(output_stride)}; choose another, such as densenet161, seresnet50 or gernet_s"
@@ -132,7 +159,11 @@ class SpreadAverage(nn.Module):
 
 def _load_imagenet(network: nn.Module, name: str, in_channels: int, source: str) -> None:
     try:
-        trained = timm.create_model(name, pretrained=True, features_only=True, in_chans=in_channels)
+        info: Any = network.feature_info
+        indices = tuple(range(len(info.channels())))
+        trained = timm.create_model(
+            name, pretrained=True, features_only=True, in_chans=in_channels, out_indices=indices
+        )
     except Exception as error:  # those of the hub's client, urllib and timm share no other base
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DistsegError(

@@ -18,23 +18,31 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from distseg import __version__
 from distseg.config import Config
+from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, is_free, sha256_of, write_json
 from distseg.models.serving import HuSegmenter, write_order
-from distseg.training.inference import Segmenter
-from distseg.training.run_folder import best_metadata, load_best, open_run
+from distseg.training.inference import Segmenter, inference_device, val_dice
+from distseg.training.run_folder import RunFolder, best_metadata, load_best, open_run
 
+MAX_DEPTH = 4  # of Unet++ on five encoder levels
 METADATA = "distseg.json"  # name of the metadata inside model.pt
 # Batch, height, width: batch 1 and 3, odd, smaller than the stride, not square. The trace is made at another shape.
 CHECKED_SHAPES = ((1, 512, 512), (3, 256, 256), (1, 63, 101), (3, 37, 224), (2, 17, 9), (1, 1, 1))
 TOLERANCE = 1e-5  # probability; eager and file run the same kernels and mostly agree to the bit
 
 
-def export_run(run: Path, out: Path) -> dict[str, Any]:
+def export_run(run: Path, out: Path, depth: int | None = None) -> dict[str, Any]:
     """Writes the verified model of a run to `out`; on any failure `out` stays as it was.
+
+    Args:
+        run: folder of the run.
+        out: folder to write.
+        depth: of a Unet++ trained with deep supervision: cut at this depth, 1 to 3; None: all of it.
 
     Returns:
         What is in model.json.
@@ -45,8 +53,16 @@ def export_run(run: Path, out: Path) -> dict[str, Any]:
     folder, config = open_run(run)
     if not (out / "model.json").is_file() and not is_free(out):
         raise DistsegError(f"output: got {out}, which holds something else; give a new folder or an earlier export")
-    network, segmenter = load_best(folder, config)
+    if depth is not None and not (config.model.deep_supervision and 1 <= depth < MAX_DEPTH):
+        raise DistsegError(
+            f"--depth: got {depth}; only a Unet++ trained with model.deep_supervision has heads at depths 1 to "
+            f"{MAX_DEPTH - 1}; leave it out, or train so"
+        )
+    network, segmenter = load_best(folder, config, depth)
     described = describe(config, network, segmenter, best_metadata(folder))
+    if config.model.deep_supervision:
+        described["model"]["depth"] = depth or MAX_DEPTH
+        described["depths"] = describe_depths(folder, config)
     with folder_written_aside(out) as aside:
         write_torchscript(segmenter, network, aside / "model.pt", described)
         described["verification"] = verify(segmenter, aside / "model.pt")
@@ -77,6 +93,28 @@ def describe(config: Config, network: nn.Module, segmenter: HuSegmenter, best: d
         "weights_sha256": digest_of_weights(network),
         "training": {"config_sha256": config.digest(), "best": best},
     }
+
+
+def describe_depths(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
+    """What a deeply supervised Unet++ costs and scores when it is cut at each depth.
+
+    Returns:
+        For depths 1 to 4: parameters, GMACs of one slice at the training size, and the Dice of each region over all voxels of
+        the validation split; None where the store is no longer there.
+    """
+    store = Path(config.data.store)
+    opened = open_store(store) if (store / "store.json").is_file() else None
+    rows: list[dict[str, Any]] = []
+    for depth in range(1, MAX_DEPTH + 1):
+        network, segmenter = load_best(folder, config, depth if depth < MAX_DEPTH else None)
+        image = torch.zeros(1, config.data.channels, config.data.image_size, config.data.image_size)
+        with FlopCounterMode(display=False) as counted, torch.inference_mode():
+            network(image)
+        row: dict[str, Any] = {"depth": depth, "parameters": sum(p.numel() for p in network.parameters())}
+        row["gmacs"] = round(counted.get_total_flops() / 2e9, 3)
+        row["dice"] = None if opened is None else val_dice(segmenter, opened, config, inference_device())
+        rows.append(row)
+    return rows
 
 
 def write_torchscript(segmenter: HuSegmenter, network: nn.Module, path: Path, metadata: dict[str, Any]) -> None:

@@ -6,10 +6,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
+from distseg.config import Config
 from distseg.data.store import Case, Slices, Store
 from distseg.kernels import region_bits, region_targets
-from distseg.metrics import confusion_counts
+from distseg.metrics import confusion_counts, none_if_undefined, scores_from_counts
 
 
 class Segmenter(Protocol):
@@ -56,6 +58,16 @@ def segment_volume(segmenter: Segmenter, hu_ZYX: np.ndarray, device: torch.devic
         hu_BCHW = torch.from_numpy(hu_ZYX[np.clip(z_B1 + around, 0, len(hu_ZYX) - 1)]).to(device)
         masks.append(segmenter(hu_BCHW)[0].squeeze(1).cpu().numpy())
     return np.concatenate(masks)
+
+
+def val_dice(segmenter: nn.Module, store: Store, config: Config, device: torch.device) -> dict[str, float]:
+    """Dice of each region over all voxels of the validation split; NaN is None as JSON wants it."""
+    slices = store.slices_of_split("val", config.data.fold, config.seed if config.data.leaky_slice_split else None)
+    batch_size = config.evaluate.batch_size
+    scored = score_cases(segmenter.to(device), store, slices, config.regions, device, batch_size)  # type: ignore[arg-type]
+    counts_R4 = sum(case.counts_R4 for case in scored)
+    rows = zip(config.regions, counts_R4, strict=True)  # type: ignore[arg-type]
+    return {name: none_if_undefined(scores_from_counts(row)["dice"]) for name, row in rows}  # type: ignore[misc]
 
 
 def score_cases(

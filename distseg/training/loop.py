@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from distseg.models.norm import synchronise_batch_norm
 from distseg.optim import build_optimizer, learning_rate, set_learning_rate
 from distseg.training.checkpoint import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
 from distseg.training.ranks import check_same_parameters
-from distseg.training.run_folder import RunFolder, save_best
+from distseg.training.run_folder import RunFolder, save_best, start_from_run
 from distseg.training.step_log import StepLog
 
 
@@ -104,7 +105,8 @@ class Trainer:
         first = self.progress.step
         while self.progress.step < total_steps:
             step = self.progress.step
-            set_learning_rate(self.optimizer, learning_rate(self.config.optim, step, total_steps))
+            lr = learning_rate(self.config.optim, step, total_steps)
+            set_learning_rate(self.optimizer, self.config.optim, lr, self.progress.position.epoch)
             torch.manual_seed(_step_seed(self.config.seed, self.accelerator.process_index, step))
             terms, batch = self._optimizer_step(batches, log)
             if step == first:
@@ -121,8 +123,8 @@ class Trainer:
         for _ in range(self.config.train.gradient_accumulation_steps):
             batch = log.timed_next(batches)
             with self.accelerator.accumulate(self.network):
-                logits_BRHW = self.network(batch.image_BCHW)
-                terms.append(self.criterion(logits_BRHW, batch.label_BHW))
+                logits = self.network(self._image(batch))
+                terms.append(self.criterion.over_heads(logits, batch.label_BHW))
                 self.accelerator.backward(terms[-1].loss)
                 if self.accelerator.sync_gradients and self.config.optim.max_grad_norm is not None:
                     self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.optim.max_grad_norm)
@@ -163,7 +165,7 @@ class Trainer:
         counts = torch.zeros(n_regions, 4, dtype=torch.int64, device=self.accelerator.device)
         for _ in range(self.val_plan.steps_left(Position())):
             batch = next(self._val_batches)
-            logits_BRHW = self.network(batch.image_BCHW)
+            logits_BRHW = self.network(self._image(batch))
             sums += region_sums(logits_BRHW, batch.label_BHW, self.criterion.bits).double()
             truth_BRHW = region_targets(batch.label_BHW, self.criterion.bits)
             counts += confusion_counts(logits_BRHW >= 0, truth_BRHW, batch.label_BHW != IGNORED_LABEL)
@@ -171,6 +173,10 @@ class Trainer:
         loss = self.criterion.from_sums(sum_over_ranks(sums)).loss.item()
         rows = zip(self.config.regions, sum_over_ranks(counts).tolist(), strict=True)
         return loss, {name: scores_from_counts(row)["dice"] for name, row in rows}
+
+    def _image(self, batch: Batch) -> torch.Tensor:
+        order = torch.channels_last if self.config.model.channels_last else torch.contiguous_format
+        return batch.image_BCHW.contiguous(memory_format=order)
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
@@ -220,6 +226,12 @@ def build_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, s
     focused = held.get(config.data.focus_region, np.empty(0, np.int64))
     torch.manual_seed(config.seed)  # the same first weights on every rank
     network = build_model(config.model, in_channels=config.data.channels, n_regions=len(config.regions))
+    if config.model.start_from is not None:
+        start_from_run(network, Path(config.model.start_from))
+    if config.model.channels_last:
+        network.to(memory_format=torch.channels_last)
+    if config.model.compile:
+        network.compile()
     check_input_shape(config.data.image_size, config.data.image_size, network.stride)
     if config.model.norm == "sync_batch" and accelerator.num_processes > 1:
         synchronised = synchronise_batch_norm(network, accelerator.device.type)

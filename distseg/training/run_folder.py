@@ -167,13 +167,19 @@ def open_run(root: Path) -> tuple[RunFolder, Config]:
     return folder, load_config(folder.config)
 
 
-def load_best(folder: RunFolder, config: Config) -> tuple[SegmentationNetwork, HuSegmenter]:
-    """The network with the run's best weights, in eval mode, alone and inside its segmenter."""
+def load_best(folder: RunFolder, config: Config, depth: int | None = None) -> tuple[SegmentationNetwork, HuSegmenter]:
+    """The network with the run's best weights, in eval mode, alone and inside its segmenter.
+
+    Args:
+        folder, config: the run.
+        depth: Unet++ cut at this depth, which deep supervision has to have trained; None: all of it.
+    """
     model = dataclasses.replace(config.model, encoder_weights=None)
-    network = build_model(model, in_channels=config.data.channels, n_regions=len(config.regions))
+    network = build_model(model, config.data.channels, len(config.regions), depth)
     try:
-        network.load_state_dict(load_file(folder.best_weights))
-    except (SafetensorError, RuntimeError) as error:
+        state = load_file(folder.best_weights)
+        network.load_state_dict({key: state[key] for key in network.state_dict()} if depth else state)
+    except (SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise DistsegError(
             f"weights {folder.best_weights}: damaged or of another model ({reason}); train again"
@@ -190,6 +196,27 @@ def load_best(folder: RunFolder, config: Config) -> tuple[SegmentationNetwork, H
         regions=config.regions,
     )
     return network, segmenter.eval()
+
+
+def start_from_run(network: SegmentationNetwork, run: Path) -> None:
+    """Loads another run's best weights; heads may be of another shape (other regions) and are left as they are then.
+
+    Raises:
+        DistsegError: no such run, or a network of another encoder, decoder or number of channels.
+    """
+    folder, _ = open_run(run)
+    own = network.state_dict()
+    try:
+        state = load_file(folder.best_weights)
+    except SafetensorError as error:
+        raise DistsegError(f"weights {folder.best_weights}: damaged ({error}); train that run again") from None
+    kept = {key: tensor for key, tensor in state.items() if key in own and own[key].shape == tensor.shape}
+    if missing := [key for key in own if key not in kept and not key.startswith("heads.")]:
+        raise DistsegError(
+            f"model.start_from: got {run}, which lacks {len(missing)} of {len(own)} tensors or has them in another shape "
+            f"({missing[0]} ...); it must be of the same encoder, decoder and channels"
+        )
+    network.load_state_dict(kept, strict=False)
 
 
 def best_metadata(folder: RunFolder) -> dict[str, str]:

@@ -1,0 +1,61 @@
+"""What the networks cost: `distseg models [--encoder NAME] [--decoder NAME] [--size 512] [--channels 1] [--json]`.
+
+Without names, every pair of the study's grid. GMACs and the MiB saved for the gradient are those of one slice in fp32.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from distseg.config import ModelConfig
+from distseg.errors import DistsegError, one_line_errors, positive_int
+
+DECODERS = ("unetplusplus", "deeplabv3", "deeplabv3plus")
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    from tqdm import tqdm  # these here, so that --help answers at once
+
+    from distseg.models.table import GRID, costs_as_text, pair_cost
+
+    encoders, decoders = args.encoder or GRID, args.decoder or DECODERS
+    models = [
+        ModelConfig(encoder=encoder, decoder=decoder, decoder_widths=args.widths)
+        for encoder in encoders
+        for decoder in decoders
+    ]
+    costs, refusals = [], []
+    for model in tqdm(models, "measure", unit="pair", leave=False, disable=None):
+        try:
+            costs.append(pair_cost(model, args.channels, args.size))
+        except DistsegError as error:
+            refusals.append(error)
+    if not costs:
+        raise refusals[0]
+    for reason in dict.fromkeys(map(str, refusals)):
+        print(f"left out: {reason}", file=sys.stderr)
+    print(json.dumps([dataclasses.asdict(cost) for cost in costs], indent=2) if args.json else costs_as_text(costs))
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="distseg models", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--encoder", action="append", metavar="NAME", help="any timm model with five feature levels")
+    parser.add_argument("--decoder", action="append", metavar="NAME", help=f"one of {', '.join(DECODERS)}")
+    parser.add_argument("--size", type=positive_int, default=512, help="side of the slice, pixels (default 512)")
+    parser.add_argument("--channels", type=positive_int, default=1, help="of the image (default 1)")
+    parser.add_argument(
+        "--widths", choices=("paper", "reference"), default="paper", help="Unet++: model.decoder_widths (default paper)"
+    )
+    parser.add_argument("--json", action="store_true", help="a list of objects in place of the table")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
