@@ -13,12 +13,15 @@ COMMANDS = {
     "download": "fetch a public record of annotated volumes",
     "prepare": "annotated volumes into a store",
     "preview": "a picture of augmented slices with their masks",
+    "models": "what each encoder x decoder costs, and its pretrained weights",
     "train": "train a model on a store",
     "evaluate": "score a run",
     "export": "trace, verify and package a run's model",
     "predict": "segment volumes with a run or an exported model",
     "report": "one self-contained HTML page about a run",
 }
+
+MODULES = {"models": "model_table"}  # distseg.models is the networks' package
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"error: distseg: got command {name!r}; there is none; did you mean {nearest}? See --help", file=sys.stderr
         )
         return 2
-    return importlib.import_module(f"distseg.{name}").main(rest)
+    return importlib.import_module(f"distseg.{MODULES.get(name, name)}").main(rest)
 
 
 def _usage() -> str:

@@ -5,6 +5,7 @@ Without names, every pair of the study's grid. GMACs and the MiB saved for the g
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -22,12 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from distseg.models.table import GRID, costs_as_text, pair_cost
 
-    encoders, decoders = args.encoder or GRID, args.decoder or DECODERS
-    models = [
-        ModelConfig(encoder=encoder, decoder=decoder, decoder_widths=args.widths)
-        for encoder in encoders
-        for decoder in decoders
-    ]
+    pairs = itertools.product(args.encoder or GRID, args.decoder or DECODERS)
+    models = [ModelConfig(encoder=e, decoder=d, decoder_widths=args.widths) for e, d in pairs]
     costs, refusals = [], []
     for model in tqdm(models, "measure", unit="pair", leave=False, disable=None):
         try:

@@ -5,6 +5,7 @@ Python says which slice and with which numbers (plan.py, augment.py); DALI moves
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,8 +172,14 @@ class SliceLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        while True:
-            yield self._next()
+        # A thread asks for the next batch: planning it and elastic deformation take no time from the training step. It
+        # alone runs torch on one core; more would wait, spinning, for cores that DALI's threads are on.
+        with ThreadPoolExecutor(1, "distseg-data", torch.set_num_threads, (1,)) as ahead:
+            coming = ahead.submit(self._next)
+            while True:
+                batch = coming.result()
+                coming = ahead.submit(self._next)
+                yield batch
 
     def _next(self) -> Batch:
         try:
@@ -184,20 +191,18 @@ class SliceLoader:
         planned, draws = self._read_ahead.popleft()
         image_BCHW, label_BHW = torch.from_dlpack(images.as_tensor()), torch.from_dlpack(labels.as_tensor())
         if elastic := [place for place, draw in enumerate(draws) if draw and draw.elastic]:
-            image_BCHW, label_BHW = self._deformed(image_BCHW, label_BHW, planned, elastic)
+            self._deform(image_BCHW, label_BHW, planned, elastic)
         if planned.n_real < len(planned.samples):
-            label_BHW = label_BHW.clone()
             label_BHW[planned.n_real :] = IGNORED_LABEL
         return Batch(image_BCHW, label_BHW, planned)
 
-    def _deformed(
+    def _deform(
         self, image_BCHW: torch.Tensor, label_BHW: torch.Tensor, planned: MicroBatch, places: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> None:
+        """In place: DALI leaves buffers alone that are still held."""
         knots = [draw_displacement(self._augment, self._seed, planned.epoch, planned.samples[i]) for i in places]
-        image_BCHW, label_BHW = image_BCHW.clone(), label_BHW.clone()  # DALI writes its buffers again
         deformed = deform(image_BCHW[places], label_BHW[places], torch.from_numpy(np.stack(knots)).to(self._device))
         image_BCHW[places], label_BHW[places] = deformed
-        return image_BCHW, label_BHW
 
     def _inputs_of_batches(self) -> Iterator[tuple[list[np.ndarray], ...]]:
         """What the graph's external_source gets for each batch: one list for each of its outputs."""

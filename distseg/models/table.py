@@ -21,7 +21,7 @@ GRID = (  # the study's encoders: those of its families that timm has ImageNet w
     *(f"gernet_{size}" for size in "sml"),
     *("senet154", "seresnet50", "seresnext50_32x4d", "seresnext101_32x4d"),
     *("legacy_senet154", *(f"legacy_seresnet{depth}" for depth in (18, 34, 50, 101, 152))),
-    *(f"legacy_seresnext{depth}_32x4d" for depth in (26, 50, 101)),
+    *("legacy_seresnext50_32x4d", "legacy_seresnext101_32x4d"),
 )
 BATCH = 2  # slices that are measured together: DeepLab cannot train on one
 N_REGIONS = 2
@@ -55,7 +55,8 @@ def pair_cost(model: ModelConfig, in_channels: int, size: int) -> Cost:
     """
     with torch.device("meta"):
         network = build_model(model, in_channels, N_REGIONS)
-        macs, saved_bytes = forward_cost(network, torch.empty(BATCH, in_channels, size, size))
+        image_BCHW = torch.empty(BATCH, in_channels, size, size)
+    macs, saved_bytes = forward_cost(network, image_BCHW)
     encoder: Any = network.encoder
     return Cost(
         encoder=model.encoder,

@@ -43,7 +43,7 @@ One window of noise tile is ours; the peers draw fresh noise. Contrast: torchvis
 a factor; batchgeneratorsv2's brightness is Gaussian, its spatial transform has no shear or shift and its elastic
 deformation comes with a rotation. Elastic: a field through 6 x 6 knots (ours, torchvision with its functional `elastic`,
 whose own random field takes 0.3 s), grid distortion with 5 x 5 cells (albumentations, MONAI: their elastic transforms take 6
-to 25 times as long), blurred noise (batchgeneratorsv2). MONAI without metadata: lazy resampling, which needs it, took twice
+to 30 times as long), blurred noise (batchgeneratorsv2). MONAI without metadata: lazy resampling, which needs it, took twice
 as long. cpu: user and system time of the process and its workers. memory: what the process and its workers hold at most.
 wait: share of steps that leave the CPU alone."""
 

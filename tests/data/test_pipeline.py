@@ -205,6 +205,16 @@ def test_focused_crops_show_the_region_more_often(slices: Slices) -> None:
     assert share(1.0) > share(0.0) + 0.1
 
 
+def test_batches_that_are_held_are_not_written_again(slices: Slices) -> None:
+    plan = Plan(len(slices), 6, 0)
+    held, kept = [], []
+    for batch in itertools.islice(build_train_loader(EVERYTHING, slices, plan, 0, CPU, Position(), (2,)), 12):
+        held.append(batch)
+        kept.append((batch.image_BCHW.clone(), batch.label_BHW.clone()))
+    for batch, (image, label) in zip(held, kept, strict=True):
+        assert torch.equal(batch.image_BCHW, image) and torch.equal(batch.label_BHW, label)
+
+
 def test_the_same_request_gives_the_same_pixels_again(slices: Slices) -> None:
     # Broadcasting shapes that differ within a batch reads foreign memory in DALI 2.4: then runs differ.
     runs = [batches(slices, 0, 1, 12, data=EVERYTHING) for _ in range(3)]
