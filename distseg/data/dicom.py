@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.misc import is_dicom as has_dicom_magic
-from pydicom.pixels import pixel_array
+from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from distseg.config import AIR_HU
@@ -26,9 +26,11 @@ GROUPS = (
 )
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 AXIAL = (1, 0, 0, 0, 1, 0)  # rows to the Left, columns to Posterior
-GAP_TOLERANCE = 0.05  # of the distance of slices: scanners round positions
+GAP_TOLERANCE = 0.05  # of the distance of slices
+ROUNDING_MM = 0.11  # how much further two slices may lie whose positions were rounded to 0.1 mm
 TILT_TOLERANCE_MM = 0.2  # that a stack of slices may shift sideways as a whole
-GRID_TOLERANCE = 0.01  # of a voxel
+GRID_TOLERANCE = 0.1  # of a voxel, at the corners: positions are rounded
+LARGEST = 1e6  # mm or HU: above all that a CT holds, below what overflows
 CONFIDENT = 0.5  # of a fractional segmentation
 
 
@@ -51,12 +53,14 @@ class Frame:
     slope: float
     intercept: float
     padding: tuple[int, int] | None
-    """stored values from and to that are no measurement"""
+    """the two ends of the stored values that are no measurement"""
 
 
 def is_dicom(path: Path) -> bool:
     """A DICOM file of any name; DICOMDIR, which only lists others, is none."""
-    return path.is_file() and not path.name.startswith(".") and path.name != "DICOMDIR" and has_dicom_magic(path)
+    return (
+        path.is_file() and not path.name.startswith(".") and path.name.upper() != "DICOMDIR" and has_dicom_magic(path)
+    )
 
 
 def read_patient_id(path: Path) -> str | None:
@@ -119,17 +123,18 @@ def read_segmentation(path: Path) -> tuple[Volume, dict[int, str]]:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         if header.get("Modality") != "SEG":
             raise DistsegError(
-                f"mask {path}: got DICOM of modality {header.get('Modality')}; it must be SEG; convert it"
+                f"mask {path}: got DICOM of modality {str(header.get('Modality'))!r:.80}; it must be SEG; convert it"
             )
         check_voxel_count(path, (int(header.get("NumberOfFrames", 1)), int(header.Rows), int(header.Columns)))
         segmentation = hd.seg.segread(path)
         numbers = [int(number) for number in segmentation.segment_numbers if number]
         descriptions = {n: segmentation.get_segment_description(n).segment_label for n in numbers}
-        of_segment = segmentation.get_volume(segment_numbers=numbers, dtype=np.float32)
-        label_ZYX = np.zeros(of_segment.array.shape[:3], np.uint8)
-        for place, number in enumerate(numbers):
-            label_ZYX[of_segment.array[..., place] >= CONFIDENT] = number
-        affine = LPS_TO_RAS @ of_segment.affine[:, [2, 1, 0, 3]]  # highdicom counts slice, row, column
+        grid = segmentation.get_volume_geometry(rtol=GAP_TOLERANCE, allow_missing_positions=True)
+        if grid is None:
+            raise DistsegError(f"mask {path}: got slices at uneven distances; a volume has one; resample it")
+        check_voxel_count(path, grid.spatial_shape)
+        label_ZYX = _segment_numbers(segmentation, numbers, grid.spatial_shape)
+        affine = LPS_TO_RAS @ grid.affine[:, [2, 1, 0, 3]]  # highdicom counts slice, row, column
     names = {n: "_".join(text.lower().replace("-", " ").split()) for n, text in descriptions.items()}
     return in_lps(path, label_ZYX.T, affine), names
 
@@ -143,13 +148,10 @@ def on_grid(segmentation: Volume, image: Volume) -> np.ndarray:
     offset = None
     if segmentation.affine is not None and image.affine is not None:
         to_image = np.linalg.inv(image.affine) @ segmentation.affine
-        offset = np.rint(to_image[:3, 3]).astype(int)[::-1]
-        # Voxels of one size, no rotation, and whole steps: at the far corner too.
-        away = to_image @ [*(n - 1 for n in segmentation.values_ZYX.shape[::-1]), 1]
-        expected = offset[::-1] + np.array(segmentation.values_ZYX.shape[::-1]) - 1
-        turned = np.abs(to_image[:3, :3] - np.eye(3)).max() > GRID_TOLERANCE
-        if turned or np.abs(away[:3] - expected).max() > 10 * GRID_TOLERANCE:
-            offset = None
+        corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(segmentation.values_ZYX.shape[::-1]) - 1)
+        away = corners @ to_image[:3, :3].T + to_image[:3, 3] - corners
+        if np.abs(away - np.rint(away[0])).max() <= GRID_TOLERANCE:
+            offset = np.rint(away[0]).astype(int)[::-1]
     if offset is None or (offset < 0).any() or (offset + segmentation.values_ZYX.shape > image.values_ZYX.shape).any():
         raise DistsegError(
             f"mask {segmentation.path}: lies on another grid than {image.path}; image and mask must share one; resample it"
@@ -160,47 +162,79 @@ def on_grid(segmentation: Volume, image: Volume) -> np.ndarray:
     return values_ZYX
 
 
+def _segment_numbers(segmentation: Any, numbers: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Label map in highdicom's order of slices; fractions are read one segment after the other."""
+    if segmentation.SegmentationType != "FRACTIONAL":
+        return segmentation.get_volume(combine_segments=True, skip_overlap_checks=True, rtol=GAP_TOLERANCE).array
+    label_ZYX = np.zeros(shape, np.uint16)
+    for number in sorted(numbers):
+        fraction = segmentation.get_volume(segment_numbers=[number], rtol=GAP_TOLERANCE).array[..., 0]
+        label_ZYX[fraction >= CONFIDENT] = number
+    return label_ZYX
+
+
 def _sorted_frames(files: Sequence[Path]) -> list[Frame]:
     """All frames of the files along their normal, as one regular stack."""
     frames: list[Frame] = []
-    file_of_series: dict[str, Path] = {}
+    series: dict[str, str] = {}
     for path in files:
         with parsing("dicom", path):
             header = pydicom.dcmread(path, stop_before_pixels=True)
-            file_of_series.setdefault(str(header.get("SeriesInstanceUID")), path)
+            uid, description = (str(header.get(name) or "") for name in ("SeriesInstanceUID", "SeriesDescription"))
+            series.setdefault(uid, f"{uid!r:.80} {description!r:.80}, as {path.name}")
             _check_ct(path, header)
             frames += _frames(path, header)
-    if len(file_of_series) > 1:
+    if len(series) > 1:
+        some = "; ".join(list(series.values())[:3])
         raise DistsegError(
-            f"dicom {files[0].parent}: got {len(file_of_series)} series (such as those of "
-            f"{', '.join(path.name for path in file_of_series.values())}); a folder holds one; move each to its own"
+            f"dicom {files[0].parent}: got {len(series)} series ({some}{'; ...' if len(series) > 3 else ''}); a folder holds "
+            "one; move each to its own"
         )
     if not frames:
-        raise DistsegError(f"dicom {files[0]}: got no frame; a series holds slices; leave it out")
+        raise DistsegError(f"dicom {[*map(str, files)]}: got no frame; a series holds slices; leave it out")
     return _checked_stack(frames)
 
 
 def _check_ct(path: Path, header: Any) -> None:
     sop_class = header.get("SOPClassUID")
     if sop_class not in CT_CLASSES:
-        name = getattr(sop_class, "name", sop_class)
-        raise DistsegError(f"dicom {path}: got {name}; it must be a CT image; move it out of the series' folder")
+        name = str(getattr(sop_class, "name", sop_class))
+        raise DistsegError(f"dicom {path}: got {name!r:.80}; it must be a CT image; move it out of the series' folder")
     if "LOCALIZER" in (header.get("ImageType") or ()):
         raise DistsegError(f"dicom {path}: got a localizer (scout) image; move it out of the series' folder")
     if header.get("SamplesPerPixel", 1) != 1:
         raise DistsegError(f"dicom {path}: got colours; CT has one value a pixel; leave it out")
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not _has_decoder(syntax):
+        raise DistsegError(
+            f"dicom {path}: got {syntax.name!r:.120} compression; no installed package decodes it; decompress it (gdcmconv --raw), "
+            "or install pylibjpeg[all]"
+        )
+
+
+def _has_decoder(syntax: Any) -> bool:
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
 
 
 def _frames(path: Path, header: Any) -> list[Frame]:
     """What a header says of each frame; enhanced files keep it in functional groups, shared or a frame's own."""
-    if "PerFrameFunctionalGroupsSequence" not in header:
+    own_groups = header.get("PerFrameFunctionalGroupsSequence", [header])
+    declared = int(header.get("NumberOfFrames") or 1)
+    if declared != len(own_groups):
+        raise DistsegError(
+            f"dicom {path}: got {declared} frames and the positions of {len(own_groups)}; each has its own; convert it again"
+        )
+    if own_groups[0] is header:
         return [_frame(path, 0, header, [header])]
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])
     return [
         _frame(
             path, index, header, [group for name in GROUPS for every in (own, *shared) for group in every.get(name, ())]
         )
-        for index, own in enumerate(header.PerFrameFunctionalGroupsSequence)
+        for index, own in enumerate(own_groups)
     ]
 
 
@@ -223,17 +257,18 @@ def _frame(path: Path, index: int, header: Any, groups: Sequence[Any]) -> Frame:
         path=path,
         index=index,
         shape=(int(header.Rows), int(header.Columns)),
-        position_mm=np.array(values["ImagePositionPatient"], float),
+        position_mm=np.array(values["ImagePositionPatient"], float).reshape(3),
         orientation=np.array(values["ImageOrientationPatient"], float).reshape(2, 3),
         spacing_mm=(row_mm, column_mm),
         thickness_mm=float(thickness) if thickness else None,
         slope=float(values["RescaleSlope"]),
         intercept=float(values["RescaleIntercept"]),
-        padding=None if low is None else (min(low, high), max(low, high)),
+        padding=None if low is None else (int(low), int(high)),
     )
     numbers = [*frame.position_mm, *frame.orientation.ravel(), row_mm, column_mm, frame.slope, frame.intercept]
-    if not np.isfinite(numbers).all() or min(row_mm, column_mm) <= 0:
-        raise DistsegError(f"dicom {path}: got geometry or rescale values that are no numbers; convert it again")
+    if not np.abs(numbers).max() < LARGEST or min(row_mm, column_mm) <= 0 or frame.slope == 0:  # NaN is not below
+        absurd = {name: np.array(value).astype(float).tolist() for name, value in values.items()}
+        raise DistsegError(f"dicom {path}: got absurd values ({absurd}); they say where voxels lie; convert it again")
     if not np.allclose(frame.orientation @ frame.orientation.T, np.eye(2), atol=1e-3):
         raise DistsegError(f"dicom {path}: got directions that are not at right angles; convert it again")
     return frame
@@ -259,16 +294,18 @@ def _checked_stack(frames: Sequence[Frame]) -> list[Frame]:
             "other; correct the tilt first (dcm2niix does)"
         )
     steps = np.diff(along)
+    usual = float(np.median(steps)) if len(steps) else 0.0
+    tolerance = max(GAP_TOLERANCE * usual, min(ROUNDING_MM, usual / 4))
     for below, step in enumerate(steps):
         if step < 1e-3:
             raise DistsegError(
                 f"dicom {ordered[below + 1].path}: lies at the same place as {ordered[below].path.name}; each slice comes "
                 "once; remove one"
             )
-        if abs(step - np.median(steps)) > GAP_TOLERANCE * np.median(steps):
+        if abs(step - usual) > tolerance:
             raise DistsegError(
                 f"dicom {ordered[below + 1].path}: lies {step:.2f} mm above {ordered[below].path.name}, others "
-                f"{np.median(steps):.2f} mm; slices may be missing; complete the series"
+                f"{usual:.2f} mm; slices may be missing; complete the series"
             )
     return ordered
 
@@ -277,7 +314,7 @@ def _slice_distance(frames: Sequence[Frame]) -> float:
     first, last = frames[0], frames[-1]
     if len(frames) > 1:
         return float(np.linalg.norm(last.position_mm - first.position_mm)) / (len(frames) - 1)
-    if not first.thickness_mm or not np.isfinite(first.thickness_mm) or first.thickness_mm <= 0:
+    if not first.thickness_mm or not 0 < first.thickness_mm < LARGEST:
         raise DistsegError(f"dicom {first.path}: got one slice without SliceThickness; a volume has a height; add it")
     return first.thickness_mm
 
@@ -289,6 +326,7 @@ def _hounsfield(frame: Frame) -> np.ndarray:
         raise DistsegError(f"dicom {frame.path}: got {stored_YX.shape} pixels, declared {frame.shape}; copy it again")
     hu_YX = stored_YX.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept)
     if frame.padding is not None:
-        low, high = frame.padding
+        # In the stored type: scanners declare -2000 as the unsigned 63536.
+        low, high = np.sort(np.array(frame.padding).astype(stored_YX.dtype))
         hu_YX[(stored_YX >= low) & (stored_YX <= high)] = AIR_HU
     return hu_YX

@@ -1,5 +1,6 @@
 """NIfTI volumes in and masks out. Files may have any of the 48 axis orders; masks go back to theirs."""
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
@@ -69,7 +70,13 @@ def _open(path: Path) -> nib.Nifti1Image:
 
 def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:
     with parsing("volume", path):
-        values = np.asanyarray(image.dataobj)
+        if path.name.endswith(".gz"):
+            with gzip.open(path) as stream:
+                values = np.asanyarray(type(image).from_stream(stream).dataobj)
+                while stream.read(2**20):  # to the end, where gzip compares its checksum: nibabel stops before it
+                    pass
+        else:
+            values = np.asanyarray(image.dataobj)
     if values.dtype.kind not in "iuf":
         raise DistsegError(f"volume {path}: got voxels of type {values.dtype}; they must be real numbers; convert it")
     if values.dtype.kind == "f" and not np.isfinite(values).all():

@@ -38,9 +38,15 @@ def read_png_slices(files: Sequence[Path]) -> Volume:
 def _read_slice(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DistsegError(f"slice: got {path}; no such file; check the path")
-    with parsing("slice", path), Image.open(path, formats=["PNG"]) as image:
-        check_voxel_count(path, (image.height, image.width))
-        mode, pixels = image.mode, np.asarray(image)
+    with parsing("slice", path):
+        with Image.open(path, formats=["PNG"]) as image:
+            check_voxel_count(path, (image.height, image.width))
+            deep = "16" in str(image.tile[0].args)
+            image.verify()  # checksums, at which reading the pixels does not look
+        with Image.open(path, formats=["PNG"]) as image:
+            mode, pixels = image.mode, np.asarray(image)
+    if deep and mode not in GREY_MODES:  # Pillow would drop the lower byte
+        raise DistsegError(f"slice {path}: got 16-bit {mode}; 16-bit slices are grey alone; save it as 16-bit grey")
     if mode in ("LA", "RGB", "RGBA"):
         colours = pixels[..., : 1 if mode == "LA" else 3]
         if (colours != colours[..., :1]).any():

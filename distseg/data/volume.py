@@ -21,6 +21,7 @@ from distseg.errors import DistsegError
 MAX_VOXELS = 2**31  # 4 GiB of int16: far above any chest CT, far below what a broken header may claim
 GREY_WINDOW_HU = (-1250, 250)  # what grey 0..255 stands for in the radiopaedia_* volumes of Zenodo 3757476
 LPS = axcodes2ornt(("L", "P", "S"))
+VOXEL_MM = (1e-6, 1e6)  # sizes that a header in any unit may mean
 HIGHEST_HU = 32767  # what int16 holds; dense metal stays below it
 
 
@@ -44,7 +45,13 @@ def in_lps(path: Path, values_XYZ: np.ndarray, affine: np.ndarray) -> Volume:
         path: what messages name.
         values_XYZ: first, second and third axis as the file has them.
         affine: 4 x 4, index -> mm to the Right, Anterior, Superior.
+
+    Raises:
+        DistsegError: voxels of no size, or of an absurd one.
     """
+    sizes_mm = voxel_sizes(affine)
+    if not VOXEL_MM[0] <= sizes_mm.min() <= sizes_mm.max() <= VOXEL_MM[1]:
+        raise DistsegError(f"volume {path}: got voxels of {sizes_mm.tolist()} mm; no CT has such; mend the header")
     orientation = ornt_transform(io_orientation(affine), LPS)
     turned = affine @ inv_ornt_aff(orientation, values_XYZ.shape)
     x_mm, y_mm, z_mm = (round(float(mm), 6) for mm in voxel_sizes(turned))
@@ -56,9 +63,9 @@ def in_lps(path: Path, values_XYZ: np.ndarray, affine: np.ndarray) -> Volume:
 def parsing(what: str, path: Path) -> Iterator[None]:
     """Turns whatever a damaged file makes a parser raise, log or warn into one line."""
     loggers = [logging.getLogger(name) for name in ("nibabel.global", "pydicom", "highdicom")]
-    were_disabled = [logger.disabled for logger in loggers]
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.disabled = True
+        logger.setLevel(logging.CRITICAL + 1)  # their modules' loggers too, which `disabled` would not silence
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -68,8 +75,8 @@ def parsing(what: str, path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         raise DistsegError(f"{what} {path}: damaged or not readable ({reason}); copy or download it again") from None
     finally:
-        for logger, was in zip(loggers, were_disabled, strict=True):
-            logger.disabled = was
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def check_voxel_count(path: Path, shape: tuple[int, ...]) -> None:

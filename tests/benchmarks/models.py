@@ -9,12 +9,10 @@ import argparse
 import ctypes
 import gc
 import itertools
-import re
 import statistics
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distseg.config import ModelConfig
+from distseg.errors import positive_int
 from distseg.models import build_model
 from distseg.models.network import OUTPUT_STRIDES
 from distseg.models.table import forward_cost
@@ -36,6 +35,13 @@ OURS = {  # contender: settings of the `model` section; the first is what compil
     "distseg, reference widths, recompute": {"decoder_widths": "reference", "recompute": "decoder"},
 }
 COMPILED = "distseg, compiled"
+GROUPS = {  # how a contender is judged against the peer
+    ("unetplusplus", "distseg"): "paper_widths",
+    ("unetplusplus", "distseg, reference widths"): "same_function",
+    ("unetplusplus", "distseg, reference widths, recompute"): "same_function_recompute",
+    ("deeplabv3", "distseg"): "same_function",
+    ("deeplabv3plus", "distseg"): "deeplabv3plus",
+}
 PEER_ENCODERS = {  # others than DenseNet are timm's in both
     "legacy_senet154": "senet154",
     **{f"legacy_seresnet{depth}": f"se_resnet{depth}" for depth in (50, 101, 152)},
@@ -54,9 +60,10 @@ NOTES = """\
 train, infer: milliseconds in fp32; bf16: how many times as fast with autocast, of train and infer. saved: MiB kept for the
 gradient in fp32, parameters not among them; peak: MiB of resident memory that a training step adds at most, gradients
 and scratch space among them. vs: times the peer's speed in train and infer (fp32), and its share of saved memory.
-GMACs: of one image. The peer's DeepLabs are without dropout, at our output strides. The peer refuses DenseNet and timm's
-legacy SENets as dilated encoders. Ratios: same_function_*: medians over pairs of what computes the same as the peer (Unet++
-of reference widths, DeepLabV3, DeepLabV3+), *_worst: of the pair that does worst; bf16_*: medians over pairs of ours."""
+GMACs: of one image. The peer's DeepLabs are without dropout, at our output strides. The peer refuses DenseNet and
+legacy_seresnet18 and 34 as dilated encoders. Ratios are medians over pairs, *_worst those of the slowest pair: same_function_* of what
+computes the same as the peer (Unet++ of reference widths, DeepLabV3), deeplabv3plus_* apart, because both of our separable
+convolutions after ASPP are at stride 4 (the paper's table 2) and the peer's first one is not; bf16_* over all pairs."""
 
 
 @dataclass(frozen=True)
@@ -66,36 +73,13 @@ class Size:
     encoders: tuple[str, ...]
     side: int  # of the images, pixels
     turns: int
+    threads: int
 
 
 FULL = Size(("densenet121", "densenet161", "gernet_s", "gernet_l", "seresnet50", "seresnext50_32x4d", "legacy_senet154"),
-            side=128, turns=5)  # fmt: skip
-QUICK = Size(("gernet_s",), side=64, turns=2)
+            side=128, turns=5, threads=torch.get_num_threads())  # fmt: skip
+QUICK = Size(("gernet_s",), side=64, turns=2, threads=1)
 BATCH = 2
-
-
-@dataclass
-class Measured:
-    """One contender."""
-
-    parameters_m: float
-    gmacs: float
-    saved_mib: float
-    peak_mib: float = 0.0
-    compile_s: float = 0.0
-    seconds: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
-    """of each turn, by setting"""
-
-    def median_ms(self, mode: str) -> float:
-        return 1e3 * statistics.median(self.seconds[mode, "fp32"])
-
-    def speed(self, mode: str, other: "Measured", precision: str = "fp32", others_precision: str = "fp32") -> float:
-        """How many times as fast as another."""
-        pairs = zip(self.seconds[mode, precision], other.seconds[mode, others_precision], strict=True)
-        return statistics.median(theirs / mine for mine, theirs in pairs)
-
-    def bf16_gain(self, mode: str) -> float:
-        return self.speed(mode, self, precision="bf16")
 
 
 def main() -> int:
@@ -103,11 +87,14 @@ def main() -> int:
     size = QUICK if args.quick else FULL
     pairs = list(itertools.product(args.encoders or size.encoders, OUTPUT_STRIDES))
     print_versions(["torch", "timm", PEER])
+    torch.set_num_threads(args.threads or size.threads)
     print(f"{BATCH} x 3 x {size.side} x {size.side}, {torch.get_num_threads()} threads, {size.turns} turns")
     measured = {}
     for pair in tqdm(pairs, "measure", unit="pair", leave=False, disable=None):
         measured[pair] = measure_pair(build_contenders(*pair, args.compile), size)
-    report(measured)
+    print_table(HEADER, (row for pair, contenders in measured.items() for row in table_rows(pair, contenders)))
+    print(NOTES)
+    print_result("models", ratios_of(measured), TARGETS)
     return 0
 
 
@@ -115,6 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="toy size: whether it works, not how fast it is")
     parser.add_argument("--compile", action="store_true", help="ours through torch.compile too: minutes a pair")
+    parser.add_argument("--threads", type=positive_int, help="default: as many as there are cores, 1 if --quick")
     parser.add_argument("--encoders", nargs="+", metavar="NAME", help=f"default: {' '.join(FULL.encoders)}")
     return parser.parse_args()
 
@@ -153,19 +141,136 @@ def build_peer(encoder: str, decoder: str) -> nn.Module | None:
 # ---- the measurement
 
 
+@dataclass
+class Measured:
+    """One contender."""
+
+    parameters_m: float
+    gmacs: float
+    saved_mib: float | None
+    peak_mib: float = 0.0
+    compile_s: float = 0.0
+    seconds: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    """of each turn, by setting"""
+
+    def median_ms(self, mode: str) -> float:
+        return 1e3 * statistics.median(self.seconds[mode, "fp32"])
+
+    def speed(self, mode: str, other: "Measured") -> float:
+        """How many times as fast as another in fp32."""
+        return _median_ratio(other.seconds[mode, "fp32"], self.seconds[mode, "fp32"])
+
+    def bf16_gain(self, mode: str) -> float:
+        """How many times as fast as itself in fp32."""
+        return _median_ratio(self.seconds[mode, "fp32"], self.seconds[mode, "bf16"])
+
+
+def _median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
+
+
 def measure_pair(networks: Mapping[str, nn.Module], size: Size) -> dict[str, Measured]:
-    """Measures networks of one pair in turns."""
+    """Measures the networks of one pair, their times in turns."""
     image_BCHW = torch.rand(BATCH, 3, size.side, size.side)
-    measured = {}
-    for name, network in networks.items():
-        eager = getattr(network, "_orig_mod", network)
-        macs, saved_bytes = forward_cost(eager.train(), image_BCHW)
-        n_parameters = sum(parameter.numel() for parameter in network.parameters())
-        measured[name] = Measured(n_parameters / 1e6, macs / BATCH / 1e9, saved_bytes / 2**20)
-        for mode, precision in SETTINGS:
-            measured[name].compile_s += seconds_of(lambda: run(network, image_BCHW, mode, precision))  # noqa: B023
-        measured[name].peak_mib = peak_mib(lambda: run(network, image_BCHW, "train", "fp32"))  # noqa: B023
-    for _, (mode, precision), name in itertools.product(range(size.turns), SETTINGS, networks):
-        elapsed_s = run(networks[name], image_BCHW, mode, precision)
-        measured[name].seconds[mode, precision].append(elapsed_s)
+    measured = {name: measure_memory(network, image_BCHW) for name, network in networks.items()}
+    for _, setting, name in itertools.product(range(size.turns), SETTINGS, networks):
+        measured[name].seconds[setting].append(run(networks[name], image_BCHW, *setting))
     return measured
+
+
+def measure_memory(network: nn.Module, image_BCHW: Tensor) -> Measured:
+    """Everything but times, and warms up."""
+    eager = getattr(network, "_orig_mod", network)
+    macs, saved_bytes = forward_cost(eager.train(), image_BCHW)
+    found = Measured(
+        parameters_m=sum(parameter.numel() for parameter in network.parameters()) / 1e6,
+        gmacs=macs / BATCH / 1e9,
+        saved_mib=saved_bytes / 2**20 if eager is network else None,
+    )
+    warm_up_s = sum(run(network, image_BCHW, *setting) for setting in SETTINGS)
+    found.compile_s = 0.0 if eager is network else warm_up_s
+    found.peak_mib = peak_mib(lambda: run(network, image_BCHW, "train", "fp32"))
+    return found
+
+
+def run(network: nn.Module, image_BCHW: Tensor, mode: str, precision: str) -> float:
+    """Seconds of a training step or of inference; no gradients stay."""
+    training = mode == "train"
+    network.train(training)
+    start = time.perf_counter()
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        logits_BRHW = network(image_BCHW)
+    if training:
+        logits_BRHW.float().square().mean().backward()
+    elapsed_s = time.perf_counter() - start
+    network.zero_grad(set_to_none=True)
+    return elapsed_s
+
+
+def peak_mib(work: Callable[[], object]) -> float:
+    """Resident memory that work holds at most, besides what was held before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed before would count as held
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to VmRSS
+    before = _status_mib("VmRSS")
+    work()
+    return _status_mib("VmHWM") - before
+
+
+def _status_mib(name: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+# ---- the report
+
+HEADER = ("encoder", "decoder", "network", "M parameters", "GMACs", "train", "infer", "bf16", "bf16", "saved", "peak",
+          "vs, train", "vs, infer", "vs, saved")  # fmt: skip
+
+
+def table_rows(pair: tuple[str, str], contenders: Mapping[str, Measured]) -> Iterator[list[object]]:
+    peer = contenders.get(PEER)
+    for name, found in contenders.items():
+        own = [found.parameters_m, found.gmacs, found.median_ms("train"), found.median_ms("infer")]
+        own += [found.bf16_gain("train"), found.bf16_gain("infer"), found.saved_mib or "", found.peak_mib]
+        versus: list[object] = ["", "", ""]
+        if peer and name != PEER:
+            versus = [found.speed("train", peer), found.speed("infer", peer), _share(found.saved_mib, peer.saved_mib)]
+        yield [*pair, name, *own, *versus]
+    if peer is None:
+        yield [*pair, PEER, "refused", *[""] * (len(HEADER) - 4)]
+
+
+def _share(mine: float | None, theirs: float | None) -> float | str:
+    return mine / theirs if mine and theirs else ""
+
+
+def ratios_of(measured: Mapping[tuple[str, str], Mapping[str, Measured]]) -> dict[str, float]:
+    """What is judged, by name; see NOTES."""
+    ratios = {}
+    groups = defaultdict(list)
+    for (encoder, decoder), contenders in measured.items():
+        for name, found in contenders.items():
+            if PEER in contenders and name in OURS:
+                groups[GROUPS[decoder, name]].append((found, contenders[PEER]))
+        if PEER in contenders and decoder == "unetplusplus":
+            ratios[f"paper_widths_{encoder}_train"] = contenders["distseg"].speed("train", contenders[PEER])
+        if COMPILED in contenders:
+            eager, compiled = contenders["distseg"], contenders[COMPILED]
+            ratios |= {
+                f"compile_{encoder}_{decoder}_{mode}": compiled.speed(mode, eager) for mode in ("train", "infer")
+            }
+            ratios[f"compile_{encoder}_{decoder}_s"] = compiled.compile_s
+    for group, members in groups.items():
+        for mode in ("train", "infer"):
+            speeds = [ours.speed(mode, peer) for ours, peer in members]
+            ratios |= {f"{group}_{mode}": statistics.median(speeds), f"{group}_{mode}_worst": min(speeds)}
+        ratios[f"{group}_saved"] = statistics.median(ours.saved_mib / peer.saved_mib for ours, peer in members)
+    for mode in ("train", "infer"):
+        gains = [contenders["distseg"].bf16_gain(mode) for contenders in measured.values()]
+        ratios |= {f"bf16_{mode}": statistics.median(gains), f"bf16_{mode}_worst": min(gains)}
+    return ratios
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

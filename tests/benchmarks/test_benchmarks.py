@@ -11,9 +11,10 @@ FOLDER = Path(__file__).parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["input_pipeline"])
-def test_a_quick_benchmark_ends_with_its_verdict(name: str, run_command: Callable) -> None:
-    done = run_command(sys.executable, FOLDER / f"{name}.py", "--quick")
+@pytest.mark.parametrize("words", ["input_pipeline", "store_scale", "models", "recipes widths"])
+def test_a_quick_benchmark_ends_with_its_verdict(words: str, run_command: Callable) -> None:
+    name, *rest = words.split()
+    done = run_command(sys.executable, FOLDER / f"{name}.py", *rest, "--quick")
     verdict = json.loads(done.stdout.splitlines()[-1])
     assert list(verdict) == ["benchmark", "ratios", "targets", "met"] and verdict["benchmark"] == name
     assert all(isinstance(ratio, float) for ratio in verdict["ratios"].values())

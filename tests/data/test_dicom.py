@@ -162,7 +162,7 @@ def moved(index: int, **values: Any) -> Callable[[int, Dataset], None]:
         (moved(1, ImageOrientationPatient=CORONAL), "got another orientation than"),
         (moved(1, PixelSpacing=[1, 1]), "got another spacing than"),
         (moved(0, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "got a localizer"),
-        (moved(0, SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), "got MR Image Storage; it must be a CT image"),
+        (moved(0, SOPClassUID="1.2.840.10008.5.1.4.1.1.4"), "got 'MR Image Storage'; it must be a CT image"),
         (moved(0, RescaleSlope=None), "got no RescaleSlope"),
         (moved(0, ImagePositionPatient=None), "got no ImagePositionPatient"),
         (moved(0, PixelData=b"12345678"), "not readable"),
@@ -192,7 +192,7 @@ def test_a_segmentation_of_some_slices_lies_where_its_image_says(tmp_path: Path)
     assert np.array_equal(on_grid(segmentation, image), np.where(infection, 2, lung))
     with pytest.raises(DistsegError, match="lies on another grid"):
         on_grid(segmentation, read_dicom_series(files[:1]))
-    with pytest.raises(DistsegError, match="got DICOM of modality CT; it must be SEG"):
+    with pytest.raises(DistsegError, match="got DICOM of modality 'CT'; it must be SEG"):
         read_segmentation(files[0])
 
 

@@ -46,7 +46,7 @@ def test_a_run_starts_from_another_with_its_encoder_held_and_its_own_regions(
 ) -> None:
     out = tmp_path / "run"
     words = [*SMALL, "model.attention=scse", f"model.start_from={supervised}", "optim.frozen_encoder_epochs=1"]
-    words += ["regions={lung: [1, 2]}", "train.max_steps=2", "model.channels_last=true"]
+    words += ["regions={lung: [1, 2]}", "train.max_steps=2", "model.channels_last=false"]
     run_command("distseg", "train", *words, f"data.store={store}", f"output_dir={out}")
     before, after = (load_file(run / "best/weights.safetensors") for run in (supervised, out))
     encoder = [key for key in after if key.startswith("encoder.") and "running" not in key and "num_batches" not in key]
