@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     from distseg.data.download import ZENODO, download_record  # here, so that --help answers at once
 
-    download_record(args.record, args.out, (args.url or ZENODO).rstrip("/"))
+    download_record(args.record, args.out, args.url or ZENODO)
     print(f"{args.out}: {args.record} is there; next: distseg prepare {args.out} STORE")
     return 0
 
@@ -28,8 +28,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "record", metavar="RECORD", help="zenodo-3757476: 20 chest CT volumes with lung and infection masks"
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder")
-    parser.add_argument("--url", metavar="BASE", help="a mirror with the paths of https://zenodo.org")
+    parser.add_argument("--url", type=_url, metavar="BASE", help="a mirror with the paths of https://zenodo.org")
     return parser.parse_args(argv)
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"got {text!r}; must start with http:// or https://")
+    return text.rstrip("/")
 
 
 if __name__ == "__main__":

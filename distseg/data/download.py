@@ -1,5 +1,6 @@
 """Public records of annotated volumes: fetched over bad connections, checked, unpacked without trusting the archive."""
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -9,15 +10,17 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
 
+from distseg import __version__
 from distseg.errors import DistsegError
-from distseg.files import folder_written_aside, locked, sha256_of
+from distseg.files import folder_written_aside, is_free, locked, sha256_of
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,12 @@ RECORDS = {
     )
 }
 ZENODO = "https://zenodo.org"
+# Zenodo answers 403 or 429 to the default names of Python's libraries and asks clients to say who they are
+# (fatiando/pooch#502, catalyst-cooperative/pudl#4961).
+USER_AGENT = f"distseg/{__version__}"
 TIMEOUT_S = 60
 ATTEMPTS_WITHOUT_PROGRESS = 5
-LONGEST_PAUSE_S = 30
+LONGEST_PAUSE_S = 60  # Zenodo counts a client's requests by the minute
 CHUNK_BYTES = 2**20
 LARGEST_UNPACKED_BYTES = 20 * 2**30  # of one archive; the largest here holds about 2 GB
 
@@ -67,21 +73,28 @@ def download_record(name: str, out: Path, base: str = ZENODO, pause_s: float = 1
     if name not in RECORDS:
         raise DistsegError(f"record: got {name!r}; known are {', '.join(RECORDS)}; choose one of them")
     record = RECORDS[name]
-    out.mkdir(parents=True, exist_ok=True)
     try:
         with locked(out / ".lock"):
-            missing = [file for file in record.sha256 if not (out / Path(file).stem).is_dir()]
+            missing = [file for file in record.sha256 if is_free(out / Path(file).stem)]
             listing = _listing(base, record, pause_s) if missing else {}
             for file in missing:
-                archive = out / f".download-{file}"
+                folder, archive = out / Path(file).stem, out / f".download-{file}"
+                for left in out.glob(f".partial-*-{folder.name}"):  # by a run that was killed while it unpacked
+                    shutil.rmtree(left)
                 size = listing.get(file, {}).get("size")
+                # Not the API's links: those know no ranges (zenodo/zenodo#2593).
                 _fetch(f"{base}/records/{record.number}/files/{file}", archive, size, pause_s)
                 _check(archive, file, record.sha256[file], listing.get(file, {}))
-                _unpack(archive, out / Path(file).stem)
+                _unpack(archive, folder)
                 archive.unlink()
     except BlockingIOError:
         raise DistsegError(
             f"output: got {out}, which another `distseg download` is filling; wait for it to end"
+        ) from None
+    except OSError as error:  # those of the network have become lines of their own
+        raise DistsegError(
+            f"output {out}: got {error.strerror or error}; what came is kept; make room, or choose a folder that can be "
+            "written, and run it again"
         ) from None
 
 
@@ -89,59 +102,60 @@ def _listing(base: str, record: Record, pause_s: float) -> dict[str, dict[str, A
     """Size and checksum of each file as the record says; empty where a mirror has files only."""
     url = f"{base}/api/records/{record.number}"
     for attempt in range(ATTEMPTS_WITHOUT_PROGRESS):
+        asked_s = 0
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+            with _network_errors(), _open(url) as response:
                 return {file["key"]: file for file in json.load(response)["files"]}
         except urllib.error.HTTPError as error:
-            if error.code < 500:
+            if not _may_pass(error):
                 return {}
-        except (OSError, http.client.HTTPException) as error:
+            asked_s = _asked_pause_s(error)
+        except ConnectionError as error:
             if attempt + 1 == ATTEMPTS_WITHOUT_PROGRESS:
                 raise DistsegError(
                     f"download {url}: no connection ({error}); check the network, or use --url"
                 ) from None
         except (ValueError, KeyError, TypeError):
             return {}
-        time.sleep(min(pause_s * 2**attempt, LONGEST_PAUSE_S))
+        time.sleep(min(max(pause_s * 2**attempt, asked_s), LONGEST_PAUSE_S))
     return {}
 
 
 def _fetch(url: str, path: Path, size: int | None, pause_s: float) -> None:
     """Downloads to `path`, going on after what is there, as long as attempts bring something."""
     failures = 0
+    furthest = start = _size_of(path)
     with tqdm(desc=url.rsplit("/", 1)[1], total=size, unit="B", unit_scale=True) as bar:
-        while True:
-            before = path.stat().st_size if path.exists() else 0
-            if size is not None and before >= size:
-                return
-            bar.n = before
+        while size is None or start < size:
+            asked_s, reason = 0, "the connection was cut"
             try:
-                if _fetch_rest(url, path, before, bar):
+                if _fetch_rest(url, path, start, size, bar):
                     return
-                reason = "the connection was cut"
             except urllib.error.HTTPError as error:
-                if error.code < 500 and error.code not in (408, 429):
+                if not _may_pass(error):
                     raise DistsegError(
                         f"download {url}: got status {error.code} ({error.reason}); check the address, or --url"
                     ) from None
-                reason = f"status {error.code}"
-            except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException) as error:
-                reason = str(error) or type(error).__name__
-            after = path.stat().st_size if path.exists() else 0
-            failures = 0 if after > before else failures + 1
+                asked_s, reason = _asked_pause_s(error), f"status {error.code}"
+            except ConnectionError as error:
+                reason = str(error)
+            start = _size_of(path)
+            # Beyond all before: a server without ranges that is cut here and there would otherwise never end.
+            failures = 0 if start > furthest else failures + 1
+            furthest = max(furthest, start)
             if failures == ATTEMPTS_WITHOUT_PROGRESS:
                 raise DistsegError(
                     f"download {url}: {failures} attempts brought nothing ({reason}); what came is kept; check the network and "
                     "run it again"
                 )
-            time.sleep(min(pause_s * 2**failures, LONGEST_PAUSE_S))
+            time.sleep(min(max(pause_s * 2**failures, asked_s), LONGEST_PAUSE_S))
 
 
-def _fetch_rest(url: str, path: Path, start: int, bar: Any) -> bool:
+def _fetch_rest(url: str, path: Path, start: int, size: int | None, bar: Any) -> bool:
     """One request for what is missing; whether the server's last byte came."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        with _network_errors():
+            response = _open(url, start)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing beyond what we have: whole, or longer than the file; the digest will tell
             return True
@@ -149,15 +163,51 @@ def _fetch_rest(url: str, path: Path, start: int, bar: Any) -> bool:
     with response:
         goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         have = start if goes_on else 0  # a server without ranges sends it all again
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = size if response.length is None else have + response.length
         bar.total, bar.n = total, have
         with path.open("ab" if goes_on else "wb") as file:
-            while chunk := response.read1(CHUNK_BYTES):  # what has come, so that a cut loses nothing
+            for chunk in _chunks(response):
                 file.write(chunk)
                 have += len(chunk)
                 bar.update(len(chunk))
     return total is None or have == total
+
+
+def _open(url: str, start: int = 0) -> http.client.HTTPResponse:
+    headers = {"User-Agent": USER_AGENT} | ({"Range": f"bytes={start}-"} if start else {})
+    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+
+
+def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """What has come each time, so that a cut loses nothing."""
+    with _network_errors():
+        while chunk := response.read1(CHUNK_BYTES):
+            yield chunk
+
+
+@contextlib.contextmanager
+def _network_errors() -> Iterator[None]:
+    """Makes whatever the network does a ConnectionError (TLS and routes raise plain OSErrors); a status stays one."""
+    try:
+        yield
+    except urllib.error.HTTPError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
+
+
+def _may_pass(error: urllib.error.HTTPError) -> bool:
+    return error.code >= 500 or error.code in (408, 429)
+
+
+def _asked_pause_s(error: urllib.error.HTTPError) -> int:
+    """Seconds that the server asks us to wait; 0 where it does not say."""
+    asked = error.headers.get("Retry-After", "")
+    return int(asked) if asked.isdecimal() else 0
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _check(archive: Path, name: str, sha256: str, listed: Mapping[str, Any]) -> None:
@@ -180,10 +230,11 @@ def _check(archive: Path, name: str, sha256: str, listed: Mapping[str, Any]) -> 
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpacks to `folder`, which gets its name when all is there; a top folder of the same name is left out."""
+    name = archive.name.removeprefix(".download-")
     try:
         with zipfile.ZipFile(archive) as unpacking, folder_written_aside(folder) as aside:
             members = [info for info in unpacking.infolist() if not info.is_dir() and not _is_clutter(info.filename)]
-            _check_members(archive.name.removeprefix(".download-"), members)
+            _check_members(name, members)
             free = shutil.disk_usage(aside).free
             if (needed := sum(info.file_size for info in members)) > free:
                 raise DistsegError(f"output {folder}: got {free} bytes free; {needed} are needed; free some space")
@@ -193,11 +244,14 @@ def _unpack(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with unpacking.open(info) as source, target.open("xb") as file:
                     shutil.copyfileobj(source, file, CHUNK_BYTES)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, FileExistsError) as error:
-        archive.unlink()
+    except FileExistsError as error:
         raise DistsegError(
-            f"archive {archive.name.removeprefix('.download-')}: damaged ({error}); run it again"
+            f"archive {name}: got two members of the name {Path(error.filename).name!r}; nothing was unpacked; do not use this "
+            "archive"
         ) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        archive.unlink()
+        raise DistsegError(f"archive {name}: damaged ({error}); it was removed; run it again") from None
 
 
 def _is_clutter(name: str) -> bool:

@@ -1,17 +1,27 @@
 """Real DICOM files: CT series however they are stored, masks as DICOM-SEG, and series that are no volume."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import highdicom as hd
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.sr.codedict import codes
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import (
+    MPEG4HP41,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
 
 from distseg.data.dicom import is_dicom, on_grid, read_dicom_series, read_patient_id, read_segmentation
 from distseg.data.prepare import FoldRule, prepare_store
@@ -98,16 +108,21 @@ def write_enhanced(path: Path) -> Path:
     return path
 
 
-def write_segmentation(path: Path, sources: Sequence[Path], masks: dict[str, np.ndarray]) -> Path:
-    images = sorted((pydicom.dcmread(file) for file in sources), key=lambda image: image.ImagePositionPatient[2])
+def write_segmentation(path: Path, sources: Sequence[Path], masks: dict[str, np.ndarray], kind: str = "BINARY") -> Path:
+    """Masks along the series' slices; fractions for FRACTIONAL; for LABELMAP later ones over earlier ones."""
+    images = sorted((pydicom.dcmread(file) for file in sources), key=lambda image: image.InstanceNumber)
     described = [
         hd.seg.SegmentDescription(
             number, label, codes.SCT.Organ, codes.SCT.Lung, "MANUAL",
         )
         for number, label in enumerate(masks, start=1)
     ]  # fmt: skip
+    pixels = np.stack(list(masks.values()), axis=-1)
+    if kind == "LABELMAP":
+        pixels = (pixels * np.arange(1, len(masks) + 1)).max(axis=-1)
+    pixels = pixels.astype(np.float32 if kind == "FRACTIONAL" else np.uint8)
     segmentation = hd.seg.Segmentation(
-        images, np.stack(list(masks.values()), axis=-1).astype(np.uint8), "BINARY", described, generate_uid(), 9,
+        images, pixels, kind, described, generate_uid(), 9,
         generate_uid(), 1, "distseg", "tests", "1", "1",
     )  # fmt: skip
     segmentation.save_as(path)
@@ -126,6 +141,35 @@ def test_a_series_in_any_order_and_orientation_is_one_volume_in_hu(orientation: 
 def test_an_enhanced_file_with_a_rescale_of_each_frame_is_the_same_volume(tmp_path: Path) -> None:
     volume = read_dicom_series([write_enhanced(tmp_path / "enhanced")])
     assert np.array_equal(volume.values_ZYX, HU_ZYX) and volume.spacing_mm == SPACING_MM
+
+
+def test_files_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "series")[0]
+    for name, content in (("DICOMDIR", series.read_bytes()), (".hidden", series.read_bytes()), ("a.dcm", b"text")):
+        (tmp_path / name).write_bytes(content)
+        assert not is_dicom(tmp_path / name)
+    assert not is_dicom(tmp_path) and not is_dicom(tmp_path / "none")
+    no_id = write_series(tmp_path / "no id", change=lambda _, d: setattr(d, "PatientID", ""))
+    assert read_patient_id(no_id[0]) is None
+
+
+def test_one_slice_is_as_high_as_it_is_thick_and_rounded_positions_are_no_gap(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "one")
+    assert read_dicom_series(files[:1]).spacing_mm == SPACING_MM
+    positions = [0, 0.7, 1.5, 2.2, 3.0]  # 0.75 mm apart
+    rounded = write_series(
+        tmp_path / "rounded", change=lambda i, d: setattr(d, "ImagePositionPatient", [0, 0, positions[i]])
+    )
+    assert read_dicom_series(rounded).spacing_mm == (0.75, *SPACING_MM[1:])
+
+
+def test_padding_declared_unsigned_is_found_among_signed_values(tmp_path: Path) -> None:
+    def pad(_: int, dataset: Dataset) -> None:
+        dataset.PixelData = np.int16(-20).tobytes() + dataset.PixelData[2:]
+        dataset.PixelPaddingValue = 65536 - 20
+        dataset["PixelPaddingValue"].VR = "US"
+
+    assert (read_dicom_series(write_series(tmp_path / "series", change=pad)).values_ZYX[:, 0, 0] == -1024).all()
 
 
 def test_padding_becomes_air_and_compressed_slices_are_read(tmp_path: Path) -> None:
@@ -155,7 +199,7 @@ def moved(index: int, **values: Any) -> Callable[[int, Dataset], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (moved(2, SeriesInstanceUID="9.9"), "got 2 series"),
+        (moved(2, SeriesInstanceUID="9.9", SeriesDescription="thin"), "got 2 series .*'1.2.3.4' .*'9.9' 'thin'"),
         (moved(4, ImagePositionPatient=[0, 0, 12.5]), "lies 5.00 mm above .*, others 2.50 mm; slices may be missing"),
         (moved(3, ImagePositionPatient=[0, 0, 5.0]), "lies at the same place as"),
         (lambda i, d: setattr(d, "ImagePositionPatient", [0, i * 0.5, i * 2.5]), "a gantry tilt"),
@@ -166,6 +210,10 @@ def moved(index: int, **values: Any) -> Callable[[int, Dataset], None]:
         (moved(0, RescaleSlope=None), "got no RescaleSlope"),
         (moved(0, ImagePositionPatient=None), "got no ImagePositionPatient"),
         (moved(0, PixelData=b"12345678"), "not readable"),
+        (moved(0, NumberOfFrames=2), "got 2 frames and the positions of 1"),
+        (moved(0, RescaleSlope="1e300"), "got absurd values .*1e.300"),
+        (moved(0, ImagePositionPatient=[1, 2]), "not readable"),
+        (lambda _, d: setattr(d, "PixelSpacing", ["1e-9", "1e-9"]), "got voxels of"),
         (moved(0, Rows=60000, Columns=60000), "got another shape than"),
         (lambda _, d: (setattr(d, "Rows", 60000), setattr(d, "Columns", 60000)), "must hold 1 to 2147483648 voxels"),
     ],
@@ -177,6 +225,35 @@ def test_what_is_no_volume_is_one_line_that_names_a_file(
     with pytest.raises(DistsegError, match=message) as caught:
         read_dicom_series(files)
     assert "\n" not in str(caught.value) and str(tmp_path / "series") in str(caught.value)
+
+
+def test_compression_that_nothing_decodes_is_named(tmp_path: Path) -> None:
+    def compress(_: int, dataset: Dataset) -> None:
+        dataset.file_meta.TransferSyntaxUID = MPEG4HP41  # a film
+        dataset.PixelData = encapsulate([b"film"])
+        dataset["PixelData"].is_undefined_length = True
+
+    with pytest.raises(DistsegError, match="MPEG-4 AVC/H.264 High Profile.* no installed package decodes it"):
+        read_dicom_series(write_series(tmp_path / "series", change=compress))
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, CORONAL], ids=["axial", "coronal"])
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
+def test_of_overlapping_segments_the_higher_number_is_kept(kind: str, orientation: list[float], tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series", orientation)
+    cuts = HU_ZYX if orientation is AXIAL else HU_ZYX[::-1].transpose(1, 0, 2)  # along the slices
+    shares = {"small": (cuts > 900) * 0.9, "Big-one": (cuts > 0) * np.where(cuts > 1200, 0.4, 0.6)}
+    masks = shares if kind == "FRACTIONAL" else {name: share > 0.5 for name, share in shares.items()}
+    segmentation, names = read_segmentation(write_segmentation(tmp_path / "seg", files, masks, kind))
+    expected = np.where((HU_ZYX > 0) & (HU_ZYX <= 1200), 2, (HU_ZYX > 900) * 1)
+    image = read_dicom_series(files)
+    assert names == {1: "small", 2: "big_one"} and np.array_equal(on_grid(segmentation, image), expected)
+    assert segmentation.affine is not None
+    half_a_voxel, out_of_it = (nib.affines.from_matvec(np.eye(3), [shift, 0, 0]) for shift in (0.5, 1))
+    wider = np.diag([1.02, 1, 1, 1])  # a third of a voxel at the end
+    for change in (half_a_voxel, out_of_it, wider):
+        with pytest.raises(DistsegError, match="lies on another grid"):
+            on_grid(replace(segmentation, affine=segmentation.affine @ change), image)
 
 
 def test_a_segmentation_of_some_slices_lies_where_its_image_says(tmp_path: Path) -> None:
@@ -198,8 +275,6 @@ def test_a_segmentation_of_some_slices_lies_where_its_image_says(tmp_path: Path)
 
 def write_dicom_set(src: Path, masks: str) -> None:
     """Two patients as images/<case>/ with lung masks in one of three formats."""
-    import nibabel as nib
-
     for case in ("a", "b"):
         name = f"patient {case}"
         files = write_series(src / "images" / case, change=lambda _, d, name=name: setattr(d, "PatientID", name))
@@ -244,3 +319,5 @@ def test_real_slices_are_read_with_their_padding_as_air(tmp_path: Path) -> None:
         hu_ZYX.shape == (2, 512, 512) and store.cases[0].hu_range[0] == -1024 and store.cases[0].spacing_mm is not None
     )
     assert np.array_equal(label_ZYX, (hu_ZYX > -950) & (hu_ZYX < -500))
+    below, above = sorted((pydicom.dcmread(path) for path in files), key=lambda image: image.ImagePositionPatient[2])
+    assert np.array_equal(hu_ZYX, np.maximum([below.pixel_array, above.pixel_array], -1024))  # slope 1, intercept 0

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import logging
 import multiprocessing
 import os
 import resource
@@ -23,7 +24,7 @@ from PIL import Image
 from pydicom.dataelem import RawDataElement
 from pydicom.uid import RLELossless
 
-from distseg.data.volume import Volume
+from distseg.data.volume import Volume, parsing
 from distseg.errors import DistsegError
 from tests.data.test_dicom import HU_ZYX, write_enhanced, write_segmentation, write_series
 
@@ -270,3 +271,28 @@ def test_a_header_that_claims_a_hundred_gigabytes_is_refused_before_they_are_ask
         for kind, path in write_claims(tmp_path).items():
             said, grown_kb = pool.submit(refuse, kind, path).result()
             assert path.name in said and "\n" not in said and grown_kb < 50_000, (kind, said, grown_kb)
+
+
+@pytest.mark.parametrize("kind", ["nii.gz", "png"])
+def test_a_flipped_bit_is_noticed_where_the_format_has_a_checksum(kind: str, tmp_path: Path) -> None:
+    good, read, rng = write_good(kind, tmp_path), reader_of(kind), np.random.default_rng(0)
+    if kind == "png":  # a mask, whose long runs of one value leave most damage decodable
+        Image.fromarray((np.hypot(*np.mgrid[-64:64, -64:64]) < 30).astype(np.uint8) * 255).save(good)
+    values_ZYX = read(good).values_ZYX
+    bad, refused = tmp_path / f"bad.{kind}", 0
+    for place in rng.integers(60, good.stat().st_size, 200).tolist():
+        content = bytearray(good.read_bytes())
+        content[place] ^= 1 << int(rng.integers(8))
+        bad.write_bytes(content)
+        try:
+            assert np.array_equal(read(bad).values_ZYX, values_ZYX)
+        except DistsegError:
+            refused += 1
+    assert refused > 150
+
+
+def test_what_the_modules_of_a_parser_log_is_not_shown(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    with parsing("dicom", tmp_path):
+        logging.getLogger("pydicom.pixels.decoders.base").error("hidden")
+    logging.getLogger("pydicom.pixels.decoders.base").error("shown")
+    assert caplog.messages == ["shown"]
