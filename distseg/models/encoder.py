@@ -12,6 +12,7 @@ import timm
 import torch
 from timm.models import FeatureListNet, adapt_input_conv, is_model, is_model_in_modules, load_state_dict
 from torch import Tensor, nn
+from torch.nn import functional
 
 from distseg.errors import DistsegError
 from distseg.models.recompute import recomputed
@@ -115,7 +116,30 @@ def _feature_network(name: str, in_channels: int, output_stride: int, levels: in
         )
     if stride_of_timm != output_stride:
         _dilate(network, output_stride)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and _breaks_onednn(module):
+            module.__class__ = SampledConv2d
     return network
+
+
+def _breaks_onednn(conv: nn.Conv2d) -> bool:
+    """oneDNN writes past its workspace in the weights' gradient of such convolutions, channels last (oneDNN issue 6035)."""
+    return (
+        conv.kernel_size == (1, 1)
+        and conv.stride != (1, 1)
+        and conv.padding == (0, 0)
+        and conv.in_channels // conv.groups < 16
+    )
+
+
+class SampledConv2d(nn.Conv2d):
+    """A strided 1 x 1 convolution that drops the pixels between first: the same function and the same parameters."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)), for a padding of 0."""
+        rows, columns = self.stride
+        x_BCHW = input[..., ::rows, ::columns]
+        return functional.conv2d(x_BCHW, self.weight, self.bias, groups=self.groups)
 
 
 def _dilate(network: nn.Module, output_stride: int) -> None:

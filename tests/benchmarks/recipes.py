@@ -103,9 +103,11 @@ def pooled(row: dict) -> float:
 
 
 def run(*words: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-m", *words], cwd=ROOT, capture_output=True, text=True
     )
+    if done.returncode:
+        sys.exit(f"{' '.join(words)} exited with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-6000:]}")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,20 @@ def test_a_dilated_encoder_sampled_on_the_old_grid_is_the_plain_encoder(name: st
             )
 
 
+def test_channels_last_gives_the_gradient_of_contiguous() -> None:
+    """In the shortcut of gernet_s oneDNN corrupts memory where it is left alone: 13 channels at stride 2."""
+    torch.manual_seed(0)
+    encoder = TimmEncoder("gernet_s", levels=2)
+    image = torch.randn(4, 3, 192, 192)
+    gradients = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        encoder.zero_grad()
+        encoder.to(memory_format=order)(image.contiguous(memory_format=order))[-1].square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None])
+    for contiguous, last in zip(*gradients, strict=True):
+        assert (contiguous - last).norm() < 1e-3 * contiguous.norm() + 1e-7
+
+
 def test_normalisation_is_averaged_for_one_channel_and_cycled_past_three() -> None:
     one, five = TimmEncoder("resnet18", in_channels=1), TimmEncoder("resnet18", in_channels=5)
     assert one.mean == pytest.approx((0.449,), abs=1e-6) and one.std == pytest.approx((0.226,), abs=1e-6)
