@@ -18,6 +18,7 @@ import yaml
 from distseg.errors import DistsegError
 
 IGNORED_LABEL = 255  # pixels of this label count in no loss and in no metric
+MAX_LABEL = 62  # of a region, which kernels read as a 64-bit mask over labels
 AIR_HU = -1024.0  # what lies outside a slice
 
 
@@ -193,9 +194,31 @@ class LossConfig:
     dice_weight: float = 1.0
     smooth: float = 1.0
     """added to numerator and denominator of Dice, pixels"""
+    dice_over: Literal["batch", "sample"] = "batch"
+    """Dice of all pixels of the global batch, or the mean of its samples' Dice"""
+    absent_regions: Literal["penalise", "skip"] = "penalise"
+    """a region without a true pixel: Dice falls with each false positive, or leaves it to BCE"""
+    region_weights: Mapping[str, float] = field(default_factory=dict)
+    """weight of a region in BCE and Dice; 1 for those not named"""
+    false_positive_weight: float = 0.5
+    false_negative_weight: float = 0.5
+    """with 0.5 each Dice, else the Tversky index: 0.3 and 0.7 favour sensitivity"""
+    focal_exponent: float = 1.0
+    """(1 - Dice) to this power"""
+    kernel: Literal["auto", "definition", "fused"] = "auto"
+    """what computes the sums; auto: fused (Triton on CUDA, blocks in cache on CPUs) where there is one"""
 
     def __post_init__(self) -> None:
         _require(self.smooth > 0, "loss.smooth", self.smooth, "must be above 0 so that an empty region has a gradient")
+        for name in ("bce_weight", "dice_weight"):
+            _require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be at least 0")
+        for name in ("false_positive_weight", "false_negative_weight", "focal_exponent"):
+            _require(getattr(self, name) > 0, f"loss.{name}", getattr(self, name), "must be above 0")
+        _require(self.bce_weight + self.dice_weight > 0, "loss.dice_weight", 0.0, "must be above 0 without BCE")
+        rule = "needs loss.bce_weight above 0: false positives on absent regions would have no gradient"
+        _require(self.absent_regions == "penalise" or self.bce_weight > 0, "loss.absent_regions", "skip", rule)
+        for name, weight in self.region_weights.items():
+            _require(weight > 0, f"loss.region_weights.{name}", weight, "must be above 0")
 
 
 @dataclass(frozen=True)
@@ -284,8 +307,11 @@ class Config:
     def __post_init__(self) -> None:
         _require(len(self.regions) > 0, "regions", "{}", "at least one region is needed")
         for name, labels in self.regions.items():
-            in_range = len(labels) > 0 and all(1 <= label < IGNORED_LABEL for label in labels)
-            _require(in_range, f"regions.{name}", list(labels), "must name labels from 1 to 254")
+            in_range = len(labels) > 0 and all(1 <= label <= MAX_LABEL for label in labels)
+            _require(in_range, f"regions.{name}", list(labels), f"must name labels from 1 to {MAX_LABEL}")
+        for name in self.loss.region_weights:
+            known = f"must be one of the regions ({', '.join(self.regions)})"
+            _require(name in self.regions, "loss.region_weights", name, known)
         if self.data.focus_share is not None or self.data.augment.focus_probability > 0:
             known = f"must be one of the regions ({', '.join(self.regions)})"
             _require(self.data.focus_region in self.regions, "data.focus_region", self.data.focus_region, known)

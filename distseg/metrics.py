@@ -63,8 +63,8 @@ def mean_defined(values: Sequence[float]) -> float:
 
 
 def none_if_undefined(value: float) -> float | None:
-    """NaN as None: JSON knows no NaN."""
-    return None if math.isnan(value) else value
+    """NaN and infinity as None: JSON knows neither."""
+    return value if math.isfinite(value) else None
 
 
 def patient_bootstrap_ci(

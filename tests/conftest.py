@@ -7,10 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 # For processes that a test starts too: on so small images a second thread only waits.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Read when Triton is imported: where no GPU compiles its kernels, numpy runs them line by line.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 SMALL = [
     "data.image_size=64",

@@ -35,7 +35,7 @@ def test_later_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("train.epochs=0", "config train.epochs: got 0; must be at least 1"),
         ("model.decoder=unet", "config model.decoder: got 'unet'"),
         ("data.windows_hu=[[10, -10]]", "must be low < high"),
-        ("regions={lung: [0]}", "must name labels from 1 to 254"),
+        ("regions={lung: [0]}", "must name labels from 1 to 62"),
         ("data=3", "config data: got 3"),
         ("seed.x=3", "got seed.x"),
     ],

@@ -3,7 +3,7 @@
 For logits x, p = sigmoid(x), target t in {0, 1} (is the pixel's label in the region?), over the valid pixels (label
 not 255), per region:
 
-    P = sum p,   T = sum t,   I = sum p t,   B = sum [max(x, 0) - x t + log(1 + exp(-|x|))],   N = number of pixels
+    P = sum p,   T = sum t,   I = sum p t,   B = sum log(1 + exp(t ? -x : x)),   N = number of pixels
 
     dP/dx = p (1 - p),   dI/dx = t p (1 - p),   dB/dx = p - t
 
@@ -11,14 +11,15 @@ Shapes: B batch, R regions, H rows, W columns.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 
 import torch
 import torch.nn.functional as F
 
-from distseg.config import IGNORED_LABEL
+from distseg.config import IGNORED_LABEL, MAX_LABEL
 
 SUMS = ("probability", "truth", "overlap", "bce", "count")  # the order of region_sums' last axis
-MAX_LABEL = 62  # a region is an int64 bit mask over labels
 
 
 def region_bits(regions: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
@@ -42,14 +43,18 @@ def region_targets(label_BHW: torch.Tensor, bits: Sequence[int]) -> torch.Tensor
     Returns:
         bool, (B, R, H, W).
     """
-    # Shifting by 63 or more is undefined, so ignored pixels are looked up as background: bit 0 is never set.
-    shift_B1HW = label_BHW.where(label_BHW <= MAX_LABEL, 0).long().unsqueeze(1)
-    bits_R = torch.tensor(bits, dtype=torch.int64, device=label_BHW.device)
-    return ((bits_R.view(1, -1, 1, 1) >> shift_B1HW) & 1).bool()
+    none = torch.zeros_like(label_BHW, dtype=torch.bool)
+    return torch.stack([reduce(or_, (label_BHW == label for label in _labels(mask)), none) for mask in bits], dim=1)
+
+
+def _labels(mask: int) -> list[int]:
+    return [label for label in range(MAX_LABEL + 1) if mask >> label & 1]
 
 
 def region_sums(logits_BRHW: torch.Tensor, label_BHW: torch.Tensor, bits: Sequence[int]) -> torch.Tensor:
-    """The five sums over batch and pixels, differentiable in the logits; all zero where every pixel is ignored.
+    """The five sums over the pixels of each sample, differentiable in the logits; all zero where every pixel is ignored.
+
+    A NaN at a valid pixel makes its region's sums NaN; what an ignored pixel holds reaches nothing.
 
     Args:
         logits_BRHW: float of any precision; the arithmetic is float32 (float64 for float64).
@@ -57,15 +62,13 @@ def region_sums(logits_BRHW: torch.Tensor, label_BHW: torch.Tensor, bits: Sequen
         bits: from `region_bits`, one a region.
 
     Returns:
-        (R, 5) in the order of `SUMS`, float32 (float64 for float64 logits).
+        (B, R, 5) in the order of `SUMS`, float32 (float64 for float64 logits).
     """
-    x = logits_BRHW if logits_BRHW.dtype == torch.float64 else logits_BRHW.float()
-    valid = (label_BHW != IGNORED_LABEL).unsqueeze(1).to(x.dtype)
-    t = region_targets(label_BHW, bits).to(x.dtype)
-    p = torch.sigmoid(x) * valid
-    bce = F.binary_cross_entropy_with_logits(x, t, reduction="none") * valid
-    over_pixels = (0, 2, 3)
-    count_R = valid.sum().expand(len(bits))
-    return torch.stack(
-        [p.sum(over_pixels), t.sum(over_pixels), (p * t).sum(over_pixels), bce.sum(over_pixels), count_R], dim=1
-    )
+    valid_B1HW = (label_BHW != IGNORED_LABEL).unsqueeze(1)
+    t = region_targets(label_BHW, bits)
+    # At a logit of minus infinity outside the region all sums and gradients are zero.
+    x = (logits_BRHW if logits_BRHW.dtype == torch.float64 else logits_BRHW.float()).where(valid_B1HW, -torch.inf)
+    p = torch.sigmoid(x)
+    bce = -F.logsigmoid(torch.where(t, x, -x))
+    summands = (p, t, p * t, bce, valid_B1HW.expand_as(t))
+    return torch.stack([each.sum((2, 3), dtype=x.dtype) for each in summands], dim=-1)

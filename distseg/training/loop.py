@@ -21,7 +21,7 @@ from distseg.data.pipeline import Batch, SliceLoader, build_train_loader, build_
 from distseg.data.plan import Plan, Position, repeats_for_share
 from distseg.data.store import Slices, Store
 from distseg.errors import DistsegError
-from distseg.kernels import region_bits, region_sums, region_targets, sum_over_ranks
+from distseg.kernels import kernel_for, region_bits, region_targets, sum_over_ranks
 from distseg.losses import BceDiceLoss, LossTerms, build_loss
 from distseg.metrics import confusion_counts, mean_defined, scores_from_counts
 from distseg.models import build_model
@@ -90,10 +90,11 @@ class Trainer:
         """One line for the user: data, model and step, before a long wait."""
         ranks, plan = self.accelerator, self.plan
         parameters = sum(p.numel() for p in self.network.parameters())
+        kernel = kernel_for(ranks.device, wanted=self.config.loss.kernel)
         return (
             f"{self.config.model.decoder} on {self.config.model.encoder}, {parameters / 1e6:.1f} M parameters; "
             f"{len(self.train_slices)} slices train, {len(self.val_slices)} validate; {ranks.num_processes} rank(s) on "
-            f"{ranks.device.type}, precision {ranks.mixed_precision}, global batch {plan.global_batch}, "
+            f"{ranks.device.type}, precision {ranks.mixed_precision}, loss kernel {kernel}, global batch {plan.global_batch}, "
             f"{plan.steps_left(Position())} steps an epoch"
         )
 
@@ -160,17 +161,17 @@ class Trainer:
     def _score_val(self) -> tuple[float, dict[str, float]]:
         """Loss and Dice of a region over all pixels of the validation slices, whatever the number of ranks."""
         self.network.eval()
-        n_regions = len(self.criterion.bits)
-        sums = torch.zeros(n_regions, 5, dtype=torch.float64, device=self.accelerator.device)
-        counts = torch.zeros(n_regions, 4, dtype=torch.int64, device=self.accelerator.device)
+        device = self.accelerator.device
+        totals = torch.zeros((), dtype=torch.float64, device=device)
+        counts = torch.zeros(len(self.criterion.bits), 4, dtype=torch.int64, device=device)
         for _ in range(self.val_plan.steps_left(Position())):
             batch = next(self._val_batches)
             logits_BRHW = self.network(self._image(batch))
-            sums += region_sums(logits_BRHW, batch.label_BHW, self.criterion.bits).double()
+            totals = totals + self.criterion.totals(logits_BRHW, batch.label_BHW)
             truth_BRHW = region_targets(batch.label_BHW, self.criterion.bits)
             counts += confusion_counts(logits_BRHW >= 0, truth_BRHW, batch.label_BHW != IGNORED_LABEL)
         self.network.train()
-        loss = self.criterion.from_sums(sum_over_ranks(sums)).loss.item()
+        loss = self.criterion.terms(sum_over_ranks(totals)).loss.item()
         rows = zip(self.config.regions, sum_over_ranks(counts).tolist(), strict=True)
         return loss, {name: scores_from_counts(row)["dice"] for name, row in rows}
 
@@ -238,7 +239,7 @@ def build_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, s
     else:
         synchronised = network
     wrapped, optimizer = accelerator.prepare(synchronised, build_optimizer(config.optim, synchronised))
-    criterion = build_loss(config.loss, region_bits(config.regions))
+    criterion = build_loss(config.loss, list(config.regions), region_bits(config.regions)).to(accelerator.device)
     return Trainer(config, accelerator, folder, wrapped, optimizer, criterion, train, val, focused, store.labels)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from distseg.data.pipeline import Batch
+from distseg.errors import DistsegError
 from distseg.losses import LossTerms
 from distseg.metrics import none_if_undefined
 
@@ -62,19 +64,26 @@ class StepLog:
         speed = len(self._waiting) * self.trainer.plan.global_batch / elapsed_s
         rows = []
         for (row, _), (loss, bce, *dice) in zip(self._waiting, figures, strict=True):
-            row |= {"loss": loss, "bce": bce, "dice": dict(zip(self.trainer.config.regions, dice, strict=True))}
+            named = zip(self.trainer.config.regions, map(none_if_undefined, dice), strict=True)
+            row |= {"loss": none_if_undefined(loss), "bce": none_if_undefined(bce), "dice": dict(named)}
             rows.append(row | {"slices_per_s": speed, "data_wait": self._wait_s / elapsed_s})
         self._waiting, self._wait_s, self._since = [], 0.0, time.perf_counter()
-        shown = " ".join(f"{name} {value:.3f}" for name, value in rows[-1]["dice"].items())
-        self.bar.set_postfix_str(f"loss {rows[-1]['loss']:.4f}, Dice {shown}, {speed:.1f} slices/s", refresh=False)
         self._write(rows)
+        last_loss, _, *last_dice = figures[-1]
+        if not math.isfinite(last_loss):  # before its weights are saved; all ranks have the same loss
+            raise DistsegError(
+                f"loss: got {last_loss} at step {rows[-1]['step']}; it must stay finite; lower optim.lr or set "
+                "optim.max_grad_norm, and start again from the last checkpoint, which is from before"
+            )
+        shown = " ".join(f"{name} {dice:.3f}" for name, dice in zip(rows[-1]["dice"], last_dice, strict=True))
+        self.bar.set_postfix_str(f"loss {last_loss:.4f}, Dice {shown}, {speed:.1f} slices/s", refresh=False)
 
     def add_validation(self, loss: float, dice: dict[str, float], mean_dice: float) -> None:
         progress = self.trainer.progress
         # The epoch that was validated: the plan's position may already be at the next one's start.
         epoch = progress.position.epoch - (progress.position.samples == 0)
         defined = {name: none_if_undefined(value) for name, value in dice.items()}
-        row = {"step": progress.step, "epoch": epoch, "split": "val", "loss": loss, "dice": defined}
+        row = {"step": progress.step, "epoch": epoch, "split": "val", "loss": none_if_undefined(loss), "dice": defined}
         self._write([row | {"mean_dice": none_if_undefined(mean_dice)}])
         if self.main:
             self.trainer.folder.write_score_list()
@@ -92,5 +101,6 @@ class StepLog:
         for row in rows:
             split = row["split"]
             values = {f"{split}/{key}": row[key] for key in ("loss", "bce", "lr", "slices_per_s") if key in row}
-            values |= {f"{split}/dice/{name}": value for name, value in row["dice"].items() if value is not None}
-            self.trainer.accelerator.log(values, step=row["step"])
+            values |= {f"{split}/dice/{name}": value for name, value in row["dice"].items()}
+            known = {name: value for name, value in values.items() if value is not None}
+            self.trainer.accelerator.log(known, step=row["step"])

@@ -6,18 +6,16 @@ both alike.
 """
 
 import argparse
-import ctypes
-import gc
 import itertools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
+from memory import peak_mib
 from report import print_result, print_table, print_versions
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -205,21 +203,6 @@ def run(network: nn.Module, image_BCHW: Tensor, mode: str, precision: str) -> fl
     elapsed_s = time.perf_counter() - start
     network.zero_grad(set_to_none=True)
     return elapsed_s
-
-
-def peak_mib(work: Callable[[], object]) -> float:
-    """Resident memory that work holds at most, besides what was held before."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else what was freed before would count as held
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to VmRSS
-    before = _status_mib("VmRSS")
-    work()
-    return _status_mib("VmHWM") - before
-
-
-def _status_mib(name: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 1024
 
 
 # ---- the report

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["input_pipeline", "store_scale", "models", "recipes widths"])
+@pytest.mark.parametrize("words", ["input_pipeline", "store_scale", "models", "recipes widths", "loss"])
 def test_a_quick_benchmark_ends_with_its_verdict(words: str, run_command: Callable) -> None:
     name, *rest = words.split()
     done = run_command(sys.executable, FOLDER / f"{name}.py", *rest, "--quick")

@@ -19,7 +19,7 @@ from tests.conftest import SMALL
 
 Run = Callable[..., Any]
 # Synchronised batch norm makes the maths of N ranks that of one; what is left is the order of float32 sums, which a
-# freshly initialised network and Adam amplify. In float64 the same comparison ends at 1e-10 (tests/test_losses.py).
+# freshly initialised network and Adam amplify. In float64 the same comparison ends at 1e-10 (tests/test_losses_over_ranks.py).
 LOSS_TOLERANCE = 2e-3
 PLAIN = ["optim.lr=1e-4", "data.log_samples=true"]
 CPU_RANKS = ["accelerate", "launch", "--config_file", "launch/cpu.yaml", "--num_processes"]
@@ -161,3 +161,16 @@ def differing_rank(rank: int, rendezvous: str) -> None:
         check_same_parameters(layer)
     finally:
         dist.destroy_process_group()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_its_weights_are_saved(
+    store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    out = tmp_path / "run"
+    settings = [*SMALL, f"data.store={store}", f"output_dir={out}", "optim.lr=1e30", "checkpoint.every_steps=1"]
+    done = run_command("distseg", "train", *settings, "train.max_steps=5", ok=False)
+    assert done.returncode == 1 and "loss: got nan at step" in done.stderr and "lower optim.lr" in done.stderr
+    assert "Traceback" not in done.stderr
+    finite = [value for value in losses(out) if value is not None]
+    kept = sorted(int(folder.name.split("_")[-1]) for folder in (out / "checkpoints").iterdir())
+    assert 1 <= len(finite) < 5 and len(losses(out)) == len(finite) + 1 and kept[-1] == len(finite)
