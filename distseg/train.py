@@ -48,12 +48,14 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
     from distseg.training.loop import build_trainer
     from distseg.training.ranks import connect_ranks, disconnect_ranks
     from distseg.training.run_folder import RunFolder
+    from distseg.training.strategy import strategy_of_launch
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     folder = RunFolder(Path(config.output_dir))
     folder.check_same_run(config) if resume else folder.check_free()
     if source is None:
         open_store(Path(config.data.store))  # before ranks wait for each other: all of them find the same mistake
+    sharing = strategy_of_launch()
     accelerator = connect_ranks(config.train.gradient_accumulation_steps, folder.root)
     clean = False
     try:
@@ -64,13 +66,14 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
         if config.data.cache_dir is not None:
             with accelerator.local_main_process_first():
                 store = _staged(store, config)
-        trainer = build_trainer(config, accelerator, folder, store)
-        resumed = resume and trainer.restore()
+        trainer = build_trainer(config, accelerator, folder, store, sharing=sharing, resume=resume)
+        resumed = trainer.progress.step > 0
         if accelerator.is_main_process:
             start = f"resumes after step {trainer.progress.step}" if resumed else "starts from the beginning"
             no_checkpoint = " (--resume: no complete checkpoint there)" if resume and not resumed else ""
             print(f"{folder.root} {start}{no_checkpoint}: {trainer.describe()}", flush=True)
-            folder.begin(config, trainer.progress.step, accelerator.num_processes, accelerator.mixed_precision)
+            ranks = accelerator.num_processes, accelerator.mixed_precision, trainer.strategy.name
+            folder.begin(config, trainer.progress.step, *ranks)
         accelerator.wait_for_everyone()
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.progress.step + 1}})
         try:

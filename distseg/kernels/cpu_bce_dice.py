@@ -8,23 +8,21 @@ Formulas: `distseg.kernels.bce_dice`. The logarithm is what costs most there, an
     dL/dx = p (1 - p) (dL/dP + t dL/dI) + (p - t) dL/dB
 
 A pixel's part of B is right to 6e-8, the rounding of s. Ignored pixels are read as minus infinity outside all regions,
-where p, max(z, 0), log s and the gradient are zero. Blocks are spread over as many threads as torch has; within one, no
-operation is large enough for torch to share it out, since 20 joins of threads a block cost more than the work.
+where p, max(z, 0), log s and the gradient are zero.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
 from distseg.config import IGNORED_LABEL, MAX_LABEL
 from distseg.kernels.bce_dice import SUMS
 
-PIXELS = 32_000  # of a block: torch shares out what has 32,768 elements; four float32 arrays of it fit into an L2 cache
+# Of a block: enough for torch to share it out to its threads (from 32,768 on), few enough for five float32 arrays of it
+# to stay in cache. A quarter of it took twice as long; threads of our own took four times: they wait for Python's lock.
+PIXELS = 131_072
 GROUP = 64  # factors of one product: it is at least 2^-64, far from float32's smallest
-
-T = TypeVar("T")
 
 
 class Block(NamedTuple):
@@ -36,34 +34,28 @@ class Block(NamedTuple):
 
 def forward(logits_BRHW: torch.Tensor, label_BHW: torch.Tensor, bits: Sequence[int]) -> torch.Tensor:
     """The sums (B, R, 5), float32, as `bce_dice.region_sums` gives them; blocks are added up in float64, in order."""
-    logits_BRHW = logits_BRHW.detach()  # threads do not inherit that no graph is wanted
-    shape = (len(label_BHW), -1, len(bits), len(SUMS))
-
-    def sums_of(block: Block) -> torch.Tensor:
+    sums = []
+    for block in _blocks(label_BHW):
         label, ignored = _labels(label_BHW, block)
         n_valid = label.new_tensor(len(label) if ignored is None else len(label) - int(ignored.count_nonzero()))
-        sums = []
         for r, mask in enumerate(bits):
             x = _logits(logits_BRHW, block, r, ignored)
             t = _in_region(label, mask)
             p = torch.sigmoid(x)
             z_positive = torch.rsub(t, 1, alpha=2).mul_(x).relu_()
-            bce = z_positive.sum() - _log_product(torch.maximum(p, 1 - p))
-            sums += [p.sum(), t.sum(), p.mul_(t).sum(), bce, n_valid]  # BLAS's dot depends on the place in memory
-        return torch.stack(sums)
-
-    return torch.stack(_on_threads(sums_of, _blocks(label_BHW))).view(shape).double().sum(dim=1).float()
+            bce = _total(z_positive, block) - _log_product(torch.maximum(p, 1 - p))
+            sums += [_total(p, block), _total(t, block), _total(p.mul_(t), block), bce, n_valid]
+    shape = (len(label_BHW), -1, len(bits), len(SUMS))
+    return torch.stack(sums).view(shape).double().sum(dim=1).float()
 
 
 def backward(
     logits_BRHW: torch.Tensor, label_BHW: torch.Tensor, bits: Sequence[int], grad_BR5: torch.Tensor
 ) -> torch.Tensor:
     """The gradient in the logits, in their dtype and layout, for that in the sums."""
-    logits_BRHW = logits_BRHW.detach()
     grad_BRHW = torch.empty_like(logits_BRHW)
     weights = grad_BR5.tolist()
-
-    def fill(block: Block) -> None:
+    for block in _blocks(label_BHW):
         label, ignored = _labels(label_BHW, block)
         for r, mask in enumerate(bits):
             by_p, _, by_overlap, by_bce, _ = weights[block.sample][r]
@@ -73,8 +65,6 @@ def backward(
             grad.add_(p.sub_(t), alpha=by_bce)
             out = grad_BRHW[block.sample, r, block.rows]
             out.copy_(grad.view_as(out))
-
-    _on_threads(fill, _blocks(label_BHW))
     return grad_BRHW
 
 
@@ -84,15 +74,6 @@ def _blocks(label_BHW: torch.Tensor) -> list[Block]:
     n_blocks = min(height, -(-height * width // PIXELS))
     bounds = [height * i // n_blocks for i in range(n_blocks + 1)]
     return [Block(b, slice(top, bottom)) for b in range(batch) for top, bottom in zip(bounds, bounds[1:], strict=False)]
-
-
-def _on_threads(work: Callable[[Block], T], blocks: Sequence[Block]) -> list[T]:
-    """The results of `work` in the order of the blocks."""
-    n_threads = min(len(blocks), torch.get_num_threads())
-    if n_threads == 1:
-        return [work(block) for block in blocks]
-    with ThreadPoolExecutor(n_threads) as pool:
-        return list(pool.map(work, blocks))
 
 
 def _labels(label_BHW: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -128,6 +109,11 @@ def _runs(mask: int) -> Iterator[tuple[int, int]]:
         elif not is_in and first is not None:
             yield first, label - 1
             first = None
+
+
+def _total(x: torch.Tensor, block: Block) -> torch.Tensor:
+    """The sum of a block in one row; by image rows, as torch splits a sum of all differently for each number of threads."""
+    return x.view(block.rows.stop - block.rows.start, -1).sum(dim=1).sum()
 
 
 def _log_product(factors: torch.Tensor) -> torch.Tensor:

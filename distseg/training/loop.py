@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from distseg.config import IGNORED_LABEL, Config
 from distseg.data.pipeline import Batch, SliceLoader, build_train_loader, build_val_loader
@@ -27,11 +26,11 @@ from distseg.metrics import confusion_counts, mean_defined, scores_from_counts
 from distseg.models import build_model
 from distseg.models.network import check_input_shape
 from distseg.models.norm import synchronise_batch_norm
-from distseg.optim import build_optimizer, learning_rate, set_learning_rate
+from distseg.optim import learning_rate, set_learning_rate
 from distseg.training.checkpoint import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
-from distseg.training.ranks import check_same_parameters
 from distseg.training.run_folder import RunFolder, save_best, start_from_run
 from distseg.training.step_log import StepLog
+from distseg.training.strategy import DataParallel, build_strategy
 
 
 @dataclass
@@ -41,8 +40,7 @@ class Trainer:
     config: Config
     accelerator: Accelerator
     folder: RunFolder
-    network: nn.Module
-    optimizer: Any
+    strategy: DataParallel
     criterion: BceDiceLoss
     train_slices: Slices
     val_slices: Slices
@@ -73,28 +71,15 @@ class Trainer:
                 f"{len(self.train_slices)} slices; with data.last_batch=drop an epoch needs one whole batch; lower it or use mask"
             )
 
-    def restore(self) -> bool:
-        """Goes on from the newest complete checkpoint; False where there is none."""
-        found = newest_checkpoint(self.folder.checkpoints)
-        if found is None:
-            return False
-        checkpoint, self.progress = found
-        weights, optimizer = load_checkpoint(checkpoint)
-        self.accelerator.unwrap_model(self.network).load_state_dict(weights)
-        self.optimizer.load_state_dict(optimizer["optimizer"])
-        if self.accelerator.scaler is not None and "scaler" in optimizer:
-            self.accelerator.scaler.load_state_dict(optimizer["scaler"])
-        return True
-
     def describe(self) -> str:
         """One line for the user: data, model and step, before a long wait."""
         ranks, plan = self.accelerator, self.plan
-        parameters = sum(p.numel() for p in self.network.parameters())
+        parameters = sum(p.numel() for p in self.strategy.bare.parameters())  # of shards too, their whole size
         kernel = kernel_for(ranks.device, wanted=self.config.loss.kernel)
         return (
             f"{self.config.model.decoder} on {self.config.model.encoder}, {parameters / 1e6:.1f} M parameters; "
             f"{len(self.train_slices)} slices train, {len(self.val_slices)} validate; {ranks.num_processes} rank(s) on "
-            f"{ranks.device.type}, precision {ranks.mixed_precision}, loss kernel {kernel}, global batch {plan.global_batch}, "
+            f"{ranks.device.type}, {self.strategy.name}, precision {ranks.mixed_precision}, loss kernel {kernel}, global batch {plan.global_batch}, "
             f"{plan.steps_left(Position())} steps an epoch"
         )
 
@@ -107,11 +92,11 @@ class Trainer:
         while self.progress.step < total_steps:
             step = self.progress.step
             lr = learning_rate(self.config.optim, step, total_steps)
-            set_learning_rate(self.optimizer, self.config.optim, lr, self.progress.position.epoch)
+            set_learning_rate(self.strategy.optimizer, self.config.optim, lr, self.progress.position.epoch)
             torch.manual_seed(_step_seed(self.config.seed, self.accelerator.process_index, step))
             terms, batch = self._optimizer_step(batches, log)
             if step == first:
-                check_same_parameters(self.network)
+                self.strategy.check()
             self.progress = replace(self.progress, step=step + 1, position=batch.plan.position)
             log.add(terms, batch)
             self._after_step(
@@ -123,14 +108,10 @@ class Trainer:
         terms = []
         for _ in range(self.config.train.gradient_accumulation_steps):
             batch = log.timed_next(batches)
-            with self.accelerator.accumulate(self.network):
-                logits = self.network(self._image(batch))
+            with self.strategy.accumulating():
+                logits = self.strategy.network(self._image(batch))
                 terms.append(self.criterion.over_heads(logits, batch.label_BHW))
-                self.accelerator.backward(terms[-1].loss)
-                if self.accelerator.sync_gradients and self.config.optim.max_grad_norm is not None:
-                    self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.optim.max_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                self.strategy.backward(terms[-1].loss)
         return terms, batch
 
     def _after_step(self, log: StepLog, *, epoch_ended: bool, last: bool) -> None:
@@ -152,25 +133,26 @@ class Trainer:
         if math.isnan(score) or (self.progress.best_score is not None and score <= self.progress.best_score):
             return
         self.progress = replace(self.progress, best_score=score, best_step=self.progress.step)
+        weights = self.strategy.weights()
         if self.accelerator.is_main_process:
             metadata = {"step": str(self.progress.step), "mean_dice": f"{score:.6f}"}
             metadata["labels"] = json.dumps(dict(self.labels))
-            save_best(self.folder.best_weights, self._weights(), metadata)
+            save_best(self.folder.best_weights, weights, metadata)
 
     @torch.no_grad()
     def _score_val(self) -> tuple[float, dict[str, float]]:
         """Loss and Dice of a region over all pixels of the validation slices, whatever the number of ranks."""
-        self.network.eval()
+        self.strategy.bare.eval()
         device = self.accelerator.device
         totals = torch.zeros((), dtype=torch.float64, device=device)
         counts = torch.zeros(len(self.criterion.bits), 4, dtype=torch.int64, device=device)
         for _ in range(self.val_plan.steps_left(Position())):
             batch = next(self._val_batches)
-            logits_BRHW = self.network(self._image(batch))
+            logits_BRHW = self.strategy.network(self._image(batch))
             totals = totals + self.criterion.totals(logits_BRHW, batch.label_BHW)
             truth_BRHW = region_targets(batch.label_BHW, self.criterion.bits)
             counts += confusion_counts(logits_BRHW >= 0, truth_BRHW, batch.label_BHW != IGNORED_LABEL)
-        self.network.train()
+        self.strategy.bare.train()
         loss = self.criterion.terms(sum_over_ranks(totals)).loss.item()
         rows = zip(self.config.regions, sum_over_ranks(counts).tolist(), strict=True)
         return loss, {name: scores_from_counts(row)["dice"] for name, row in rows}
@@ -180,17 +162,12 @@ class Trainer:
         return batch.image_BCHW.contiguous(memory_format=order)
 
     def _save(self) -> None:
+        weights, state = self.strategy.weights(), {"optimizer": self.strategy.optimizer_state()}
         if self.accelerator.is_main_process:
-            state = {"optimizer": self.optimizer.state_dict()}
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             keep = self.config.checkpoint.keep_last
-            save_checkpoint(self.folder.checkpoints, self.progress, self._weights(), state, keep)
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        """State dict of the bare network, contiguous as safetensors wants it."""
-        state = self.accelerator.unwrap_model(self.network).state_dict()
-        return {name: tensor.contiguous() for name, tensor in state.items()}
+            save_checkpoint(self.folder.checkpoints, self.progress, weights, state, keep)
 
     def _total_steps(self) -> int:
         """Steps done, those left of this epoch, and whole epochs after it (so also right on another number of ranks)."""
@@ -209,8 +186,21 @@ class Trainer:
         return build_val_loader(self.config.data, self.val_slices, self.val_plan, self.accelerator.device)
 
 
-def build_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, store: Store) -> Trainer:
-    """Everything a run needs, on its device and wrapped for its ranks.
+def build_trainer(
+    config: Config,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    store: Store,
+    *,
+    sharing: str = "ddp",
+    resume: bool = False,
+) -> Trainer:
+    """Everything a run needs, on its device and shared by its ranks.
+
+    Args:
+        config, accelerator, folder, store: of the run.
+        sharing: from `strategy_of_launch`.
+        resume: go on from the newest complete checkpoint; from the start where there is none.
 
     Raises:
         DistsegError: the store's labels, fold or slices do not do for the configuration.
@@ -238,9 +228,19 @@ def build_trainer(config: Config, accelerator: Accelerator, folder: RunFolder, s
         synchronised = synchronise_batch_norm(network, accelerator.device.type)
     else:
         synchronised = network
-    wrapped, optimizer = accelerator.prepare(synchronised, build_optimizer(config.optim, synchronised))
+    found = newest_checkpoint(folder.checkpoints) if resume else None
+    progress = Progress()
+    saved: dict[str, Any] = {}
+    if found is not None:
+        weights, saved = load_checkpoint(found[0])
+        progress = found[1]
+        synchronised.load_state_dict(weights)  # before it is sharded
+    strategy = build_strategy(sharing, accelerator, config, synchronised)
+    strategy.load_optimizer_state(saved.get("optimizer", {}))
+    if accelerator.scaler is not None and "scaler" in saved:
+        accelerator.scaler.load_state_dict(saved["scaler"])
     criterion = build_loss(config.loss, list(config.regions), region_bits(config.regions)).to(accelerator.device)
-    return Trainer(config, accelerator, folder, wrapped, optimizer, criterion, train, val, focused, store.labels)
+    return Trainer(config, accelerator, folder, strategy, criterion, train, val, focused, store.labels, progress)
 
 
 def _check_labels(config: Config, store: Store) -> None:

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
 
 from distseg.errors import DistsegError
 
@@ -31,7 +30,13 @@ def connect_ranks(accumulation: int, project_dir: Path) -> Accelerator:
         DistsegError: the job is not what the launch asked for, or its strategy is not supported.
     """
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports deepspeed, which looks for a GPU otherwise
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed looks for a GPU otherwise
+    launched = os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")  # would win over the argument below
+    if launched not in ("auto", "1", str(accumulation)):
+        raise DistsegError(
+            f"launch: got gradient_accumulation_steps {launched}; the config says {accumulation}; set "
+            "train.gradient_accumulation_steps, and auto in the launch file"
+        )
     # cpu= must be said here: without it, ranks on a machine without GPUs are not connected (accelerate 1.15).
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
@@ -83,28 +88,6 @@ def processes_asked_for() -> int | None:
     if args.num_processes is None and args.config_file is not None:
         return load_config_from_file(args.config_file).num_processes
     return args.num_processes
-
-
-def check_same_parameters(network: nn.Module) -> None:
-    """Stops every rank if their parameters differ; called once, after the first optimizer step.
-
-    Raises:
-        DistsegError: naming the ranks that differ from rank 0.
-    """
-    if not dist.is_initialized():
-        return
-    with torch.no_grad():
-        # Two different sums, in float64: a difference in any parameter shows in one of them.
-        sums = torch.stack(
-            [torch.stack([p.double().sum(), p.double().square().sum()]) for p in network.parameters()]
-        ).flatten()
-    of_ranks = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
-    dist.all_gather(of_ranks, sums)
-    if different := [rank for rank, other in enumerate(of_ranks) if not torch.equal(other, of_ranks[0])]:
-        raise DistsegError(
-            f"launch: parameters of rank(s) {different} differ from rank 0 after the first step; gradients are not shared; "
-            "check the strategy in the launch file"
-        )
 
 
 def disconnect_ranks(clean: bool) -> None:

@@ -83,9 +83,9 @@ class RunFolder:
                 f"--resume: got another configuration than {self.config}: {listed}; change back, or start a new run"
             )
 
-    def begin(self, config: Config, step: int, world_size: int, precision: str) -> None:
+    def begin(self, config: Config, step: int, world_size: int, precision: str, strategy: str) -> None:
         """Writes what the run is, and drops what was logged after `step` so that no line is repeated or lost."""
-        write_json(self.root / "environment.json", describe_environment(world_size, precision))
+        write_json(self.root / "environment.json", describe_environment(world_size, precision, strategy))
         for path in [self.metrics, *self.root.glob("samples/rank*.jsonl")]:
             rows = [row for row in read_rows(path) if row["step"] <= step]
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -225,7 +225,7 @@ def best_metadata(folder: RunFolder) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def describe_environment(world_size: int, precision: str) -> dict[str, Any]:
+def describe_environment(world_size: int, precision: str, strategy: str) -> dict[str, Any]:
     """Versions, machine and source state that a run was made with."""
     return {
         "python": sys.version.split()[0],
@@ -236,6 +236,7 @@ def describe_environment(world_size: int, precision: str) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "world_size": world_size,
         "precision": precision,
+        "strategy": strategy,
         "git": _git_state(),
         "command": sys.argv,
     }

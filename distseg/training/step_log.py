@@ -51,7 +51,7 @@ class StepLog:
     def add(self, terms: Sequence[LossTerms], batch: Batch) -> None:
         """Notes a step; its figures stay on the device until the next flush."""
         row = {"step": self.trainer.progress.step, "epoch": batch.plan.epoch, "split": "train"}
-        row["lr"] = self.trainer.optimizer.param_groups[0]["lr"]
+        row["lr"] = self.trainer.strategy.optimizer.param_groups[0]["lr"]
         figures = torch.stack([torch.cat([t.loss.view(1), t.bce.view(1), t.dice_R]) for t in terms]).mean(dim=0)
         self._waiting.append((row, figures.detach()))
         self.bar.update()

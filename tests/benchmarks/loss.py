@@ -2,7 +2,7 @@
 
 Each contender gets the same logits and the same uint8 label map, and gives a loss and the gradient in the logits; making
 the float targets that the peers need is part of their work. Turns alternate, and a ratio is the median over turns that lie
-side by side. Memory is what a step holds at most besides its inputs. On a GPU, where there is one, the bound is the time
+side by side. Memory is what torch holds at most in a step besides its inputs. On a GPU, where there is one, the bound is the time
 that a copy of as many bytes takes there.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import segmentation_models_pytorch as smp
 import torch
-from memory import give_freed_memory_back, peak_mib
+from memory import peak_allocated_mib
 from monai.losses import DiceLoss as MonaiDice
 from report import installed_version, print_result, print_table, print_versions
 from torch import Tensor, nn
@@ -66,10 +66,10 @@ def main() -> None:
             start = time.perf_counter()
             step(loss, logits, label)
             seconds[name].append(time.perf_counter() - start)
-    give_freed_memory_back()
     gradient_mib = logits.numel() * logits.element_size() / 2**20
     memory = {
-        name: peak_mib(lambda loss=loss: step(loss, logits, label)) / gradient_mib for name, loss in losses.items()
+        name: peak_allocated_mib(lambda loss=loss: step(loss, logits, label)) / gradient_mib
+        for name, loss in losses.items()
     }
     slower = {name: ratio(seconds[name], seconds[OURS]) for name in losses}
     print_table(

@@ -148,7 +148,7 @@ def test_parameters_that_differ_are_found(tmp_path: Path) -> None:
 def differing_rank(rank: int, rendezvous: str) -> None:
     import torch.distributed as dist
 
-    from distseg.training.ranks import check_same_parameters
+    from distseg.training.strategy import check_same_parameters
 
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     layer = nn.Linear(2, 2)

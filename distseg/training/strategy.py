@@ -1,0 +1,296 @@
+"""How the ranks share the work: DDP (or one process), DeepSpeed ZeRO-0 to 3, or FSDP2. The launch chooses.
+
+A checkpoint is the same for all: whole tensors by the names of the network's parameters, so that a run goes on under
+another strategy and on another number of ranks.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from distseg.config import Config
+from distseg.errors import DistsegError
+from distseg.optim import build_optimizer
+
+OptimizerState = dict[str, dict[str, Tensor]]  # of each parameter, by its name: Adam's exp_avg, exp_avg_sq, step
+
+
+class DataParallel:
+    """Whole parameters on every rank, gradients averaged (torch's DDP); also one process.
+
+    Attributes:
+        bare: the network, whose parameters a strategy may have replaced by shards.
+        network: what is called; autocast and gradient reduction happen inside.
+        optimizer: its `param_groups` are those of `build_optimizer`.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: Config, network: nn.Module) -> None:
+        self.accelerator = accelerator
+        self.max_grad_norm = config.optim.max_grad_norm
+        self.bare = network
+        self.network, self.optimizer = self._share(config)
+
+    @property
+    def name(self) -> str:
+        return "ddp" if self.accelerator.num_processes > 1 else "one process"
+
+    def _share(self, config: Config) -> tuple[Any, Any]:
+        return self.accelerator.prepare(self.bare, build_optimizer(config.optim, self.bare))
+
+    @contextlib.contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Around the forward and the backward pass of one micro-batch."""
+        with self.accelerator.accumulate(self.network):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of one micro-batch; after the last one of a step, takes it."""
+        accelerator = self.accelerator
+        accelerator.backward(loss)
+        if accelerator.sync_gradients and self.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(self.bare.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole state dict, contiguous; every rank must call it."""
+        return {name: whole(tensor).contiguous() for name, tensor in self.bare.state_dict().items()}
+
+    def optimizer_state(self) -> OptimizerState:
+        """Every rank must call it."""
+        state = self._torch_optimizer().state
+        return {
+            name: {key: whole(value) for key, value in state[parameter].items()}
+            for name, parameter in self.bare.named_parameters()
+            if parameter in state
+        }
+
+    def load_optimizer_state(self, saved: OptimizerState) -> None:
+        state = self._torch_optimizer().state
+        for name, parameter in self.bare.named_parameters():
+            if name in saved:
+                state[parameter] = {key: like(parameter, value) for key, value in saved[name].items()}
+
+    def check(self) -> None:
+        """Called once, after the first step.
+
+        Raises:
+            DistsegError: the ranks do not train one model.
+        """
+        check_same_parameters(self.bare)
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer  # inside Accelerate's
+
+
+class FullyShard(DataParallel):
+    """FSDP2: parameters, gradients and optimizer state in shards.
+
+    torch's own `fully_shard`: Accelerate's FSDP2 does nothing on CPU ranks, and says nothing (1.15).
+    """
+
+    name = "fsdp2"
+
+    def _share(self, config: Config) -> tuple[Any, Any]:
+        self.bare.to(self.accelerator.device)
+        self.bare.to(memory_format=torch.contiguous_format)  # shards must be, images may be channels last
+        for part in self.bare.children():
+            if not isinstance(part, (nn.ModuleList, nn.ModuleDict)):  # those are never called
+                fully_shard(part)
+        fully_shard(self.bare)
+        optimizer = self.accelerator.prepare_optimizer(build_optimizer(config.optim, self.bare))
+
+        def autocast(*args: Any) -> Any:
+            with self.accelerator.autocast():
+                return self.bare(*args)
+
+        return autocast, optimizer
+
+    def check(self) -> None:
+        if whole_ones := [name for name, p in self.bare.named_parameters() if not isinstance(p, DTensor)]:
+            raise DistsegError(f"launch: got {whole_ones[0]} whole on each rank; FSDP2 must shard it; report this")
+
+
+class Zero(DataParallel):
+    """DeepSpeed: optimizer state (1), gradients (2) and parameters (3) in shards; 0 is DDP by its engine.
+
+    DeepSpeed's own `initialize`: by way of Accelerate it needs the package transformers and a second set of rules for CPUs.
+    """
+
+    def _share(self, config: Config) -> tuple[Any, Any]:
+        import deepspeed
+
+        settings = zero_settings(config, self.accelerator.mixed_precision)
+        self.stage = settings["zero_optimization"]["stage"]
+        self.bare.to(memory_format=torch.contiguous_format)  # it flattens parameters; images may be channels last
+        engine, optimizer, *_ = deepspeed.initialize(
+            model=self.bare,
+            optimizer=build_optimizer(config.optim, self.bare),
+            config=settings,
+            dist_init_required=False,
+        )
+        return engine, optimizer
+
+    @property
+    def name(self) -> str:
+        return f"zero{self.stage}"
+
+    @contextlib.contextmanager
+    def accumulating(self) -> Iterator[None]:
+        yield  # the engine counts micro-batches itself
+
+    def backward(self, loss: Tensor) -> None:
+        self.network.backward(loss)
+        self.network.step()
+
+    def weights(self) -> dict[str, Tensor]:
+        state = {}
+        for name, tensor in self.bare.state_dict(keep_vars=True).items():
+            with self._gathered(tensor):
+                state[name] = tensor.detach().clone().contiguous()
+        return state
+
+    def optimizer_state(self) -> OptimizerState:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if self.stage == 0:
+            return super().optimizer_state()
+        shards = list(self._torch_optimizer().state.values())
+        if not shards:
+            return {}
+        self._link_shards()
+        kinds = [key for key, value in shards[0].items() if value.ndim > 0]
+        scalars = {key: value for key, value in shards[0].items() if value.ndim == 0}
+        return {
+            name: {key: value.clone() for key, value in scalars.items()}
+            | {key: safe_get_full_optimizer_state(parameter, key) for key in kinds}
+            for name, parameter in self.bare.named_parameters()
+        }
+
+    def load_optimizer_state(self, saved: OptimizerState) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.stage == 0 or not saved:
+            return super().load_optimizer_state(saved)
+        own = self.optimizer
+        for shard in own.fp32_partitioned_groups_flat if self.stage == 3 else own.single_partition_of_fp32_groups:
+            own.optimizer.state[shard] = {  # which does not exist before the first step
+                key: value.clone() if value.ndim == 0 else torch.zeros_like(shard)
+                for key, value in next(iter(saved.values())).items()
+            }
+        self._link_shards()
+        parameters: list[tuple[str, Any]] = list(self.bare.named_parameters())
+        for name, parameter in parameters:
+            for key, value in saved[name].items():
+                if value.ndim > 0 and self.stage < 3:
+                    safe_set_full_optimizer_state(parameter, value.to(self.accelerator.device), key)
+                elif value.ndim > 0:  # its counterpart for whole values fails where ranks do not divide a parameter
+                    size, rank = parameter.ds_tensor.numel(), self.accelerator.process_index
+                    flat = nn.functional.pad(
+                        value.flatten(), (0, size * self.accelerator.num_processes - value.numel())
+                    )
+                    safe_set_local_optimizer_state(parameter, flat[size * rank : size * (rank + 1)], key)
+
+    def _link_shards(self) -> None:
+        """DeepSpeed 0.19 does so once, after the step of the first parameter group, when the others have no state yet."""
+        if self.stage < 3:
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def check(self) -> None:
+        if self.stage < 3:
+            check_same_parameters(self.bare)
+
+    def _gathered(self, tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id"))
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer if self.stage > 0 else self.optimizer
+
+
+def zero_settings(config: Config, precision: str) -> dict[str, Any]:
+    """DeepSpeed's configuration: its own file, where the launch names one, else the launch's few words; ours go on top."""
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    settings: dict[str, Any] = json.loads(Path(path).read_text()) if path != "none" else {}
+    zero = settings.setdefault("zero_optimization", {})
+    zero.setdefault("stage", int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")))
+    for what in ("optimizer", "param"):
+        device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE", "none")
+        if device != "none":
+            zero.setdefault(f"offload_{what}", {"device": device})
+    if precision == "fp16":
+        raise DistsegError(
+            "launch: got mixed_precision fp16 with DeepSpeed; it must be no or bf16; choose bf16, or DDP"
+        )
+    if precision == "bf16":  # DeepSpeed's own bf16 casts parameters, and not the images
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return settings | {
+        "train_micro_batch_size_per_gpu": config.train.batch_size_per_rank,
+        "gradient_accumulation_steps": config.train.gradient_accumulation_steps,
+        "gradient_clipping": config.optim.max_grad_norm or 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**62,
+    }
+
+
+def strategy_of_launch() -> str:
+    """`fsdp`, `deepspeed` or `ddp`, as the launch asked; Accelerate is made to forget it, since both are done here."""
+    asked = [
+        name for name in ("fsdp", "deepspeed") if os.environ.pop(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true"
+    ]
+    return asked[0] if asked else "ddp"
+
+
+def build_strategy(kind: str, accelerator: Accelerator, config: Config, network: nn.Module) -> DataParallel:
+    """The strategy that the launch asked for, around a network whose weights are loaded."""
+    return {"ddp": DataParallel, "fsdp": FullyShard, "deepspeed": Zero}[kind](accelerator, config, network)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor that a shard is of; every rank must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor placed, and sharded, as a parameter is; numbers stay where they are."""
+    if value.ndim == 0:
+        return value.clone()  # Adam's step, counted up in place: not to be shared by parameters
+    moved = value.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(moved, parameter.device_mesh, parameter.placements)
+    return moved
+
+
+def check_same_parameters(network: nn.Module) -> None:
+    """Stops every rank if their parameters differ.
+
+    Raises:
+        DistsegError: naming the ranks that differ from rank 0.
+    """
+    if not dist.is_initialized():
+        return
+    with torch.no_grad():
+        # Two different sums, in float64: a difference in any parameter shows in one of them.
+        sums = torch.stack(
+            [torch.stack([p.double().sum(), p.double().square().sum()]) for p in network.parameters()]
+        ).flatten()
+    of_ranks = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
+    dist.all_gather(of_ranks, sums)
+    if different := [rank for rank, other in enumerate(of_ranks) if not torch.equal(other, of_ranks[0])]:
+        raise DistsegError(
+            f"launch: parameters of rank(s) {different} differ from rank 0 after the first step; gradients are not shared; "
+            "check the strategy in the launch file"
+        )

@@ -1,0 +1,115 @@
+"""DDP, DeepSpeed ZeRO-0 to 3 and FSDP2 take the same steps, and go on from each other's checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from distseg.config import Config
+from distseg.errors import DistsegError
+from distseg.training.run_folder import read_rows
+from distseg.training.strategy import strategy_of_launch, zero_settings
+from tests.conftest import ROOT, SMALL
+
+Run = Callable[..., Any]
+# Float32 rounding, amplified by a fresh network and Adam: 3e-6 was seen after four steps.
+TOLERANCE = 1e-4
+SETTINGS = ["optim.lr=1e-4", "optim.encoder_lr_factor=0.5", "optim.max_grad_norm=0.5",
+            "train.batch_size_per_rank=2", "train.gradient_accumulation_steps=2"]  # fmt: skip
+LAUNCHES = {
+    "ddp": ["launch/cpu.yaml"],
+    **{f"zero{stage}": ["launch/cpu_zero.yaml", "--zero_stage", str(stage)] for stage in range(4)},
+    "fsdp2": ["launch/cpu_fsdp2.yaml"],
+}
+
+
+def train(run_command: Run, launch: str, store: Path, out: Path, steps: int, *words: str) -> str:
+    launcher = ["accelerate", "launch", "--config_file", *LAUNCHES[launch], "--num_processes", "2", *words]
+    settings = [*SMALL, *SETTINGS, f"data.store={store}", f"output_dir={out}", f"train.max_steps={steps}"]
+    resume = ["--resume"] if out.exists() else []
+    return run_command(*launcher, "distseg/train.py", *settings, *resume).stdout
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in read_rows(out / "metrics.jsonl") if row["split"] == "train"]
+
+
+@pytest.mark.dist
+def test_fsdp2_takes_the_steps_of_ddp_and_each_goes_on_from_the_other(
+    store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    train(run_command, "ddp", store, tmp_path / "ddp", 3)
+    for step, launch in enumerate(["fsdp2", "ddp", "fsdp2"], start=1):
+        assert f", {launch}, " in train(run_command, launch, store, tmp_path / "mixed", step)
+    assert losses(tmp_path / "mixed") == pytest.approx(losses(tmp_path / "ddp"), abs=TOLERANCE)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_each_zero_stage_goes_on_from_another_and_takes_the_steps_of_ddp(
+    store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    order = ["zero3", "zero1", "fsdp2", "zero2", "zero3", "zero0", "ddp"]
+    train(run_command, "ddp", store, tmp_path / "ddp", len(order))
+    for step, launch in enumerate(order, start=1):
+        assert f", {launch}, " in train(run_command, launch, store, tmp_path / "mixed", step)
+    assert losses(tmp_path / "mixed") == pytest.approx(losses(tmp_path / "ddp"), abs=TOLERANCE)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_bfloat16_trains_under_every_strategy(store: Path, tmp_path: Path, run_command: Run) -> None:
+    found = {}
+    for launch in ("ddp", "zero2", "zero3", "fsdp2"):
+        out = train(run_command, launch, store, tmp_path / launch, 2, "--mixed_precision", "bf16")
+        assert "precision bf16" in out
+        found[launch] = losses(tmp_path / launch)
+    for values in found.values():
+        assert values == pytest.approx(found["ddp"], abs=0.02)
+
+
+def test_the_launch_says_which_strategy_and_accelerate_forgets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert strategy_of_launch() == "ddp"
+    for name in ("fsdp", "deepspeed"):
+        monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+        assert strategy_of_launch() == name
+        assert strategy_of_launch() == "ddp"
+
+
+def test_deepspeed_is_told_what_launch_and_config_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "1")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
+    settings = zero_settings(Config(), "bf16")
+    assert settings["zero_optimization"] == {"stage": 1, "offload_optimizer": {"device": "cpu"}}
+    assert settings["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert settings["train_micro_batch_size_per_gpu"] == Config().train.batch_size_per_rank
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}, "gradient_clipping": "auto"}')
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
+    settings = zero_settings(Config(), "no")
+    assert settings["zero_optimization"]["stage"] == 3 and settings["gradient_clipping"] == 0.0
+    with pytest.raises(DistsegError, match="got mixed_precision fp16 with DeepSpeed"):
+        zero_settings(Config(), "fp16")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.name)
+def test_launch_files_are_read_by_accelerate_and_hold_no_number_of_the_config(path: Path) -> None:
+    from accelerate.commands.launch import load_config_from_file
+
+    read = load_config_from_file(str(path))
+    assert read.num_machines == 1 and read.mixed_precision == ("no" if read.use_cpu else "bf16")
+    sections = [value for value in yaml.safe_load(path.read_text()).values() if isinstance(value, dict)]
+    for section in sections:
+        for key in {"gradient_accumulation_steps", "gradient_clipping"} & section.keys():
+            assert section[key] == "auto"
+
+
+def test_optimizer_numbers_are_not_shared_by_parameters() -> None:
+    from distseg.training.strategy import like
+
+    step = torch.tensor(3.0)
+    assert like(torch.zeros(2), step) is not step
