@@ -234,6 +234,11 @@ def build_trainer(
     if found is not None:
         weights, saved = load_checkpoint(found[0])
         progress = found[1]
+        if foreign := saved["optimizer"].keys() - dict(synchronised.named_parameters()).keys():
+            raise DistsegError(
+                f"checkpoint: got {found[0]} with optimizer state of {min(foreign)!r}, which is no parameter; it is of an "
+                f"earlier distseg; finish the run with that one, or start another with model.start_from={folder.root}"
+            )
         synchronised.load_state_dict(weights)  # before it is sharded
     strategy = build_strategy(sharing, accelerator, config, synchronised)
     strategy.load_optimizer_state(saved.get("optimizer", {}))

@@ -13,6 +13,7 @@ from torch import nn
 
 from distseg.config import load_config
 from distseg.errors import DistsegError
+from distseg.files import sha256_of, write_json
 from distseg.training.ranks import check_world
 from distseg.training.run_folder import read_rows
 from tests.conftest import SMALL
@@ -161,6 +162,21 @@ def differing_rank(rank: int, rendezvous: str) -> None:
         check_same_parameters(layer)
     finally:
         dist.destroy_process_group()
+
+
+def test_a_checkpoint_of_an_earlier_format_is_refused_not_half_read(
+    small_run: Path, store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    out = shutil.copytree(small_run, tmp_path / "run")
+    newest = max((out / "checkpoints").iterdir(), key=lambda folder: int(folder.name.split("_")[-1]))
+    torch.save({"optimizer": {"state": {0: {}}, "param_groups": []}}, newest / "optimizer.pt")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    write_json(newest / "manifest.json", manifest | {"optimizer.pt": sha256_of(newest / "optimizer.pt")})
+    settings = [*SMALL, f"data.store={store}", "train.max_steps=8", f"output_dir={out}"]
+    done = run_command("distseg", "train", *settings, "--resume", ok=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "which is no parameter; it is of an earlier distseg" in done.stderr
+    assert losses(out) == losses(small_run)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_its_weights_are_saved(
