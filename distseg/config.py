@@ -309,11 +309,10 @@ class Config:
         for name, labels in self.regions.items():
             in_range = len(labels) > 0 and all(1 <= label <= MAX_LABEL for label in labels)
             _require(in_range, f"regions.{name}", list(labels), f"must name labels from 1 to {MAX_LABEL}")
+        known = f"must be one of the regions ({', '.join(self.regions)})"
         for name in self.loss.region_weights:
-            known = f"must be one of the regions ({', '.join(self.regions)})"
             _require(name in self.regions, "loss.region_weights", name, known)
         if self.data.focus_share is not None or self.data.augment.focus_probability > 0:
-            known = f"must be one of the regions ({', '.join(self.regions)})"
             _require(self.data.focus_region in self.regions, "data.focus_region", self.data.focus_region, known)
         _require(0 <= self.seed < 2**32, "seed", self.seed, "must be in [0, 2^32)")
 

@@ -72,8 +72,13 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
             start = f"resumes after step {trainer.progress.step}" if resumed else "starts from the beginning"
             no_checkpoint = " (--resume: no complete checkpoint there)" if resume and not resumed else ""
             print(f"{folder.root} {start}{no_checkpoint}: {trainer.describe()}", flush=True)
-            ranks = accelerator.num_processes, accelerator.mixed_precision, trainer.strategy.name
-            folder.begin(config, trainer.progress.step, *ranks)
+            folder.begin(
+                config,
+                trainer.progress.step,
+                world_size=accelerator.num_processes,
+                precision=accelerator.mixed_precision,
+                strategy=trainer.strategy.name,
+            )
         accelerator.wait_for_everyone()
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.progress.step + 1}})
         try:

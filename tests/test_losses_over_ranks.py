@@ -3,8 +3,6 @@
 Started by torchrun, this file is a rank: `test_losses_over_ranks.py FOLDER WRAPPER...`.
 """
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ BITS = region_bits({"lung": (1, 2), "infection": (2,)})
 LOSSES = {"batch": LossConfig(), "sample": LossConfig(dice_over="sample", absent_regions="skip")}
 RANK_BATCHES = (1, 3)  # a rank with little and one with more
 N_STEPS, ACCUMULATION, LR = 5, 2, 0.5
+Run = Callable[..., Any]
 Backward = Callable[[torch.Tensor, bool], None]  # (loss, does a step follow?)
 
 
@@ -128,18 +127,9 @@ def dtype_of(wrapper: str) -> torch.dtype:
     return torch.float32 if wrapper.startswith("zero") else torch.float64
 
 
-def launch(folder: Path, *wrappers: str) -> None:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])  # ninja, for DeepSpeed
-    done = subprocess.run(
-        [*words, str(folder), *wrappers],
-        env={**environment, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def launch(run_command: Run, folder: Path, *wrappers: str) -> None:
+    launcher = ["torchrun", "--standalone", "--nproc_per_node", "2", __file__]
+    run_command(*launcher, folder, *wrappers, env={"DS_ACCELERATOR": "cpu"})
 
 
 def check(folder: Path, wrapper: str, loss: str) -> None:
@@ -153,8 +143,8 @@ def check(folder: Path, wrapper: str, loss: str) -> None:
 
 
 @pytest.mark.dist
-def test_ddp_and_fsdp2_take_the_steps_of_one_process(tmp_path: Path) -> None:
-    launch(tmp_path, "ddp", "fsdp2")
+def test_ddp_and_fsdp2_take_the_steps_of_one_process(tmp_path: Path, run_command: Run) -> None:
+    launch(run_command, tmp_path, "ddp", "fsdp2")
     for loss in LOSSES:
         check(tmp_path, "ddp", loss)
         check(tmp_path, "fsdp2", loss)
@@ -162,8 +152,8 @@ def test_ddp_and_fsdp2_take_the_steps_of_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.dist
 @pytest.mark.slow
-def test_deepspeed_takes_the_steps_of_one_process(tmp_path: Path) -> None:
-    launch(tmp_path, "zero1", "zero2", "zero3")
+def test_deepspeed_takes_the_steps_of_one_process(tmp_path: Path, run_command: Run) -> None:
+    launch(run_command, tmp_path, "zero1", "zero2", "zero3")
     for stage in (1, 2, 3):
         for loss in LOSSES:
             check(tmp_path, f"zero{stage}", loss)

@@ -44,10 +44,11 @@ def region_targets(label_BHW: torch.Tensor, bits: Sequence[int]) -> torch.Tensor
         bool, (B, R, H, W).
     """
     none = torch.zeros_like(label_BHW, dtype=torch.bool)
-    return torch.stack([reduce(or_, (label_BHW == label for label in _labels(mask)), none) for mask in bits], dim=1)
+    return torch.stack([reduce(or_, (label_BHW == label for label in labels_of(mask)), none) for mask in bits], dim=1)
 
 
-def _labels(mask: int) -> list[int]:
+def labels_of(mask: int) -> list[int]:
+    """The labels of one of `region_bits`' masks, ascending."""
     return [label for label in range(MAX_LABEL + 1) if mask >> label & 1]
 
 

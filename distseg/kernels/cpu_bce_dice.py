@@ -11,13 +11,14 @@ A pixel's part of B is right to 6e-8, the rounding of s. Ignored pixels are read
 where p, max(z, 0), log s and the gradient are zero.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 
-from distseg.config import IGNORED_LABEL, MAX_LABEL
-from distseg.kernels.bce_dice import SUMS
+from distseg.config import IGNORED_LABEL
+from distseg.kernels.bce_dice import SUMS, labels_of
 
 # Of a block: enough for torch to share it out to its threads (from 32,768 on), few enough for five float32 arrays of it
 # to stay in cache. A quarter of it took twice as long; threads of our own took four times: they wait for Python's lock.
@@ -34,13 +35,14 @@ class Block(NamedTuple):
 
 def forward(logits_BRHW: torch.Tensor, label_BHW: torch.Tensor, bits: Sequence[int]) -> torch.Tensor:
     """The sums (B, R, 5), float32, as `bce_dice.region_sums` gives them; blocks are added up in float64, in order."""
+    regions = [_runs(mask) for mask in bits]
     sums = []
     for block in _blocks(label_BHW):
         label, ignored = _labels(label_BHW, block)
         n_valid = label.new_tensor(len(label) if ignored is None else len(label) - int(ignored.count_nonzero()))
-        for r, mask in enumerate(bits):
+        for r, runs in enumerate(regions):
             x = _logits(logits_BRHW, block, r, ignored)
-            t = _in_region(label, mask)
+            t = _in_region(label, runs)
             p = torch.sigmoid(x)
             z_positive = torch.rsub(t, 1, alpha=2).mul_(x).relu_()
             bce = _total(z_positive, block) - _log_product(torch.maximum(p, 1 - p))
@@ -54,12 +56,13 @@ def backward(
 ) -> torch.Tensor:
     """The gradient in the logits, in their dtype and layout, for that in the sums."""
     grad_BRHW = torch.empty_like(logits_BRHW)
+    regions = [_runs(mask) for mask in bits]
     weights = grad_BR5.tolist()
     for block in _blocks(label_BHW):
         label, ignored = _labels(label_BHW, block)
-        for r, mask in enumerate(bits):
+        for r, runs in enumerate(regions):
             by_p, _, by_overlap, by_bce, _ = weights[block.sample][r]
-            t = _in_region(label, mask)
+            t = _in_region(label, runs)
             p = torch.sigmoid(_logits(logits_BRHW, block, r, ignored))
             grad = torch.ops.aten.sigmoid_backward((t * by_overlap).add_(by_p), p)
             grad.add_(p.sub_(t), alpha=by_bce)
@@ -89,26 +92,20 @@ def _logits(logits_BRHW: torch.Tensor, block: Block, r: int, ignored: torch.Tens
     return x if ignored is None else x.masked_fill(ignored, -torch.inf)
 
 
-def _in_region(label: torch.Tensor, mask: int) -> torch.Tensor:
-    """1 where a label is in the region of that bit mask, else 0: float32, one comparison a run of adjacent labels."""
+def _in_region(label: torch.Tensor, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """1 where a label is in one of a region's runs, else 0: float32, one comparison a run."""
     inside = None
-    for first, last in _runs(mask):
+    for first, last in runs:
         middle, half = (first + last) / 2, (last - first) / 2
         in_run = torch.sub(label, middle).abs_().le_(half) if half else label.clone().eq_(first)
         inside = in_run if inside is None else inside.add_(in_run)
     return torch.zeros_like(label) if inside is None else inside
 
 
-def _runs(mask: int) -> Iterator[tuple[int, int]]:
-    """First and last label of every run of ones in a bit mask."""
-    first = None
-    for label in range(MAX_LABEL + 2):
-        is_in = bool(mask >> label & 1)
-        if is_in and first is None:
-            first = label
-        elif not is_in and first is not None:
-            yield first, label - 1
-            first = None
+def _runs(mask: int) -> list[tuple[int, int]]:
+    """First and last label of every run of adjacent labels in a bit mask."""
+    runs = [list(run) for _, run in groupby(enumerate(labels_of(mask)), key=lambda pair: pair[1] - pair[0])]
+    return [(run[0][1], run[-1][1]) for run in runs]
 
 
 def _total(x: torch.Tensor, block: Block) -> torch.Tensor:

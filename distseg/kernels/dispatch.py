@@ -14,6 +14,7 @@ from distseg.kernels import bce_dice, cpu_bce_dice
 from distseg.kernels.bce_dice import SUMS
 
 Wanted = Literal["auto", "definition", "fused"]
+HAS_TRITON = find_spec("triton") is not None  # looked for once: a loss is computed every step
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -23,7 +24,7 @@ def kernel_for(device: torch.device, dtype: torch.dtype = torch.float32, wanted:
     Raises:
         ValueError: `fused` is wanted and there is no such kernel.
     """
-    fused = {"cpu": "cpu", "cuda": "triton" if find_spec("triton") else None}.get(device.type)
+    fused = {"cpu": "cpu", "cuda": "triton" if HAS_TRITON else None}.get(device.type)
     if wanted == "definition" or (wanted == "auto" and (fused is None or dtype not in FUSED_DTYPES)):
         return "definition"
     if fused is None or dtype not in FUSED_DTYPES:

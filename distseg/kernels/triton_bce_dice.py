@@ -161,7 +161,7 @@ def _backward_kernel(
 
 
 def forward(logits_BRHW: torch.Tensor, label_BHW: torch.Tensor, bits: Sequence[int]) -> torch.Tensor:
-    """The sums (B, R, 5), float32, as `bce_dice.region_sums` gives them for `per_sample`.
+    """The sums (B, R, 5), float32, as `bce_dice.region_sums` gives them.
 
     Args:
         logits_BRHW: float32, bfloat16 or float16, contiguous or channels last.

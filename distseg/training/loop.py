@@ -121,23 +121,19 @@ class Trainer:
         saves = validates or (every is not None and step % every == 0)
         if saves or step % self.config.train.log_every_steps == 0:
             log.flush()
-        if validates:
-            self._validate(log)
+        is_best = validates and self._validate(log)
         if saves:
-            self._save()
+            self._save(is_best)
 
-    def _validate(self, log: StepLog) -> None:
+    def _validate(self, log: StepLog) -> bool:
+        """Whether the validation slices' mean Dice is the best so far."""
         loss, dice = self._score_val()
         score = mean_defined(list(dice.values()))
         log.add_validation(loss, dice, score)
         if math.isnan(score) or (self.progress.best_score is not None and score <= self.progress.best_score):
-            return
+            return False
         self.progress = replace(self.progress, best_score=score, best_step=self.progress.step)
-        weights = self.strategy.weights()
-        if self.accelerator.is_main_process:
-            metadata = {"step": str(self.progress.step), "mean_dice": f"{score:.6f}"}
-            metadata["labels"] = json.dumps(dict(self.labels))
-            save_best(self.folder.best_weights, weights, metadata)
+        return True
 
     @torch.no_grad()
     def _score_val(self) -> tuple[float, dict[str, float]]:
@@ -161,9 +157,13 @@ class Trainer:
         order = torch.channels_last if self.config.model.channels_last else torch.contiguous_format
         return batch.image_BCHW.contiguous(memory_format=order)
 
-    def _save(self) -> None:
+    def _save(self, is_best: bool) -> None:
         weights, state = self.strategy.weights(), {"optimizer": self.strategy.optimizer_state()}
         if self.accelerator.is_main_process:
+            if is_best:
+                metadata = {"step": str(self.progress.step), "mean_dice": f"{self.progress.best_score:.6f}"}
+                metadata["labels"] = json.dumps(dict(self.labels))
+                save_best(self.folder.best_weights, weights, metadata)
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
             keep = self.config.checkpoint.keep_last

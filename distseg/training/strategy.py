@@ -7,7 +7,6 @@ another strategy and on another number of ranks.
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,9 @@ class DataParallel:
     def _share(self, config: Config) -> tuple[Any, Any]:
         return self.accelerator.prepare(self.bare, build_optimizer(config.optim, self.bare))
 
-    @contextlib.contextmanager
-    def accumulating(self) -> Iterator[None]:
+    def accumulating(self) -> contextlib.AbstractContextManager[Any]:
         """Around the forward and the backward pass of one micro-batch."""
-        with self.accelerator.accumulate(self.network):
-            yield
+        return self.accelerator.accumulate(self.network)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of one micro-batch; after the last one of a step, takes it."""
@@ -145,9 +142,8 @@ class Zero(DataParallel):
     def name(self) -> str:
         return f"zero{self.stage}"
 
-    @contextlib.contextmanager
-    def accumulating(self) -> Iterator[None]:
-        yield  # the engine counts micro-batches itself
+    def accumulating(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()  # the engine counts micro-batches itself
 
     def backward(self, loss: Tensor) -> None:
         self.network.backward(loss)

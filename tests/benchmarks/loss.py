@@ -104,9 +104,9 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
 # ---- the contenders
 
 
-def contenders(compiled: bool) -> Mapping[str, Loss]:
-    definition = BceDiceLoss(BITS, LossConfig(kernel="definition"))
-    fused = BceDiceLoss(BITS, LossConfig(kernel="fused"))
+def contenders(compiled: bool, device: str = "cpu") -> Mapping[str, Loss]:
+    definition = BceDiceLoss(BITS, LossConfig(kernel="definition")).to(device)
+    fused = BceDiceLoss(BITS, LossConfig(kernel="fused")).to(device)
     found: dict[str, Loss] = {
         OURS: lambda x, label: fused(x, label).loss,
         DEFINITION: lambda x, label: definition(x, label).loss,
@@ -165,7 +165,7 @@ def print_bytes() -> None:
 def measure_on_gpu(size: Size) -> dict[str, float]:
     shape = (4 * size.shape[0], *size.shape[1:])  # past the caches
     logits, label = make_inputs(Size(shape, size.turns), "cuda")
-    losses = {name: loss for name, loss in contenders(compiled=True).items()}
+    losses = contenders(compiled=True, device="cuda")
     n_bytes = label.numel() * 2 + logits.numel() * logits.element_size() * 3
     source = torch.empty(n_bytes // 2, dtype=torch.uint8, device="cuda")  # a copy reads and writes each byte
     target = torch.empty_like(source)
