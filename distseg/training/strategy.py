@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -99,6 +100,7 @@ class FullyShard(DataParallel):
     name = "fsdp2"
 
     def _share(self, config: Config) -> tuple[Any, Any]:
+        join_alone(self.accelerator.device)
         self.bare.to(self.accelerator.device)
         self.bare.to(memory_format=torch.contiguous_format)  # shards must be, images may be channels last
         for part in self.bare.children():
@@ -130,12 +132,18 @@ class Zero(DataParallel):
         settings = zero_settings(config, self.accelerator.mixed_precision)
         self.stage = settings["zero_optimization"]["stage"]
         self.bare.to(memory_format=torch.contiguous_format)  # it flattens parameters; images may be channels last
-        engine, optimizer, *_ = deepspeed.initialize(
-            model=self.bare,
-            optimizer=build_optimizer(config.optim, self.bare),
-            config=settings,
-            dist_init_required=False,
-        )
+        join_alone(self.accelerator.device)
+        optimizer = build_optimizer(config.optim, self.bare)
+        try:
+            engine, optimizer, *_ = deepspeed.initialize(
+                model=self.bare, optimizer=optimizer, config=settings, dist_init_required=False
+            )
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            raise DistsegError(
+                f"launch: got {'.'.join(map(str, first['loc']))} {first['input']!r} for DeepSpeed; {first['msg']}; "
+                "mend the launch's words or its DeepSpeed file"
+            ) from None
         return engine, optimizer
 
     @property
@@ -219,7 +227,10 @@ class Zero(DataParallel):
 def zero_settings(config: Config, precision: str) -> dict[str, Any]:
     """DeepSpeed's configuration: its own file, where the launch names one, else the launch's few words; ours go on top."""
     path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-    settings: dict[str, Any] = json.loads(Path(path).read_text()) if path != "none" else {}
+    try:
+        settings: dict[str, Any] = json.loads(Path(path).read_text()) if path != "none" else {}
+    except ValueError as error:
+        raise DistsegError(f"launch: got {path} for DeepSpeed; it must be JSON ({error}); mend it") from None
     zero = settings.setdefault("zero_optimization", {})
     zero.setdefault("stage", int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")))
     for what in ("optimizer", "param"):
@@ -253,6 +264,14 @@ def strategy_of_launch() -> str:
 def build_strategy(kind: str, accelerator: Accelerator, config: Config, network: nn.Module) -> DataParallel:
     """The strategy that the launch asked for, around a network whose weights are loaded."""
     return {"ddp": DataParallel, "fsdp": FullyShard, "deepspeed": Zero}[kind](accelerator, config, network)
+
+
+def join_alone(device: torch.device) -> None:
+    """A group of this one process where the launch made none: shards need one, Accelerate does without."""
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed looks for it
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -96,6 +96,24 @@ def test_deepspeed_is_told_what_launch_and_config_say(monkeypatch: pytest.Monkey
         zero_settings(Config(), "fp16")
 
 
+def test_a_deepspeed_file_that_is_not_json_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text("{broken")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
+    with pytest.raises(DistsegError, match=r"launch: got .*ds.json for DeepSpeed; it must be JSON"):
+        zero_settings(Config(), "no")
+
+
+def test_one_process_trains_under_fsdp2_and_is_told_of_a_stage_that_there_is_not(
+    store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    words = ["distseg", "train", *SMALL, f"data.store={store}", "train.max_steps=1", f"output_dir={tmp_path / 'run'}"]
+    stage = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "7"}
+    refused = run_command(*words, ok=False, env=stage)
+    assert refused.returncode == 1 and "error: launch: got stage 7 for DeepSpeed" in refused.stderr
+    assert "Traceback" not in refused.stderr and not (tmp_path / "run" / "config.yaml").exists()
+    assert "1 rank(s) on cpu, fsdp2, " in run_command(*words, env={"ACCELERATE_USE_FSDP": "true"}).stdout
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.name)
 def test_launch_files_are_read_by_accelerate_and_hold_no_number_of_the_config(path: Path) -> None:
     from accelerate.commands.launch import load_config_from_file
