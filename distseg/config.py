@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,23 +224,35 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["adam", "adamw"] = "adam"
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """sgd has Nesterov momentum"""
     lr: float = 1e-4
+    momentum: float = 0.99
+    """of sgd; nnU-Net's"""
     weight_decay: float = 0.0
+    """spares biases and norms"""
     encoder_lr_factor: float = 1.0
     """the encoder's learning rate is this times lr"""
+    layer_decay: float = 1.0
+    """each encoder level learns at this times the rate of the next deeper one"""
     frozen_encoder_epochs: int = 0
     """the encoder's weights stand still for so many epochs (its batch statistics go on)"""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """after the warm-up: hold lr, or fall to 0 along half a cosine at the last step"""
+    schedule: Literal["constant", "cosine", "poly"] = "constant"
+    """after the warm-up: hold lr, or fall to 0 at the last step, along half a cosine or as (1 - t)^0.9"""
     warmup_steps: int = 0
     """optimizer steps in which lr rises linearly from 0"""
     max_grad_norm: float | None = None
     """gradients are scaled down to this global L2 norm; None: not clipped"""
+    ema_decay: float | None = None
+    """exponential moving average of the weights, which is then what is validated, scored and exported; 0.999 is common"""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", self.lr, "must be above 0")
+        _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "must be in [0, 1)")
         _require(self.encoder_lr_factor >= 0, "optim.encoder_lr_factor", self.encoder_lr_factor, "must be 0 or more")
+        _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "must be in (0, 1]")
+        decay = self.ema_decay
+        _require(decay is None or 0 < decay < 1, "optim.ema_decay", decay, "must be in (0, 1)")
         frozen = self.frozen_encoder_epochs
         _require(frozen >= 0, "optim.frozen_encoder_epochs", frozen, "must be 0 or more")
 
@@ -254,12 +267,34 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     """forward passes a rank before each optimizer step; the step's loss is the mean over them"""
     log_every_steps: int = 10
-    """metrics go to the disk, and the device is synchronised, this often; every step is logged all the same"""
+    """metrics go to the disk this often; every step is logged all the same"""
+    patience: int | None = None
+    """early stopping: validations in a row without a better mean Dice that end the run; None: it never ends early"""
+    max_skipped_steps: int = 10
+    """steps in a row that may be skipped because a gradient is not finite, before the run stops"""
+    timeout_s: float = 600.0
+    """a rank that waits so long for another ends the job; shortly before, each writes its stack to RUN/stacks/"""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """what metrics go to besides metrics.jsonl"""
+    profile: str | None = None
+    """steps:FIRST-LAST, which torch's profiler watches on rank 0: RUN/profile/ gets a trace, the terminal a table"""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size_per_rank", "gradient_accumulation_steps", "log_every_steps"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
-        _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1")
+        for name in ("max_steps", "patience", "max_skipped_steps"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"train.{name}", value, "must be at least 1")
+        _require(self.timeout_s > 0, "train.timeout_s", self.timeout_s, "must be above 0 seconds")
+        rule = "must be steps:FIRST-LAST, such as steps:10-20"
+        _require(self.profile is None or self.profiled_steps is not None, "train.profile", self.profile, rule)
+
+    @property
+    def profiled_steps(self) -> range | None:
+        """Optimizer steps, counted from 1."""
+        found = re.fullmatch(r"steps:(\d+)-(\d+)", self.profile or "")
+        steps = range(int(found[1]), int(found[2]) + 1) if found else None
+        return steps if steps and steps.start >= 1 else None
 
 
 @dataclass(frozen=True)
@@ -267,15 +302,14 @@ class CheckpointConfig:
     every_steps: int | None = None
     """besides one at the end of each epoch"""
     keep_last: int = 2
+    keep_best: int = 0
+    """checkpoints of the highest validation scores, besides the last ones; best/weights.safetensors is kept anyway"""
 
     def __post_init__(self) -> None:
-        _require(
-            self.every_steps is None or self.every_steps >= 1,
-            "checkpoint.every_steps",
-            self.every_steps,
-            "must be at least 1",
-        )
+        every = self.every_steps
+        _require(every is None or every >= 1, "checkpoint.every_steps", every, "must be at least 1")
         _require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "must be at least 1")
+        _require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "must be 0 or more")
 
 
 @dataclass(frozen=True)

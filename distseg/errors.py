@@ -11,9 +11,19 @@ from typing import Protocol
 class DistsegError(Exception):
     """A mistake the user can mend; its text is one line: what, got, rule, remedy."""
 
+    status = 1  # what a command exits with
+
 
 class RankError(DistsegError):
     """A failure that one rank may have alone: every rank that has it says so."""
+
+
+class Stopped(DistsegError):
+    """A signal ended the work after it was saved; the exit status is 128 and the signal's number, as a shell's."""
+
+    def __init__(self, text: str, signum: int) -> None:
+        super().__init__(text)
+        self.status = 128 + signum
 
 
 class Command(Protocol):
@@ -25,7 +35,7 @@ class Command(Protocol):
 def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
     """Makes a command's `main` report what a user can mend as one line on stderr.
 
-    Exit status: 0 success, 1 failure, 130 interrupted; argparse exits with 2 on wrong use. Programming errors keep
+    Exit status: 0 success, 1 failure, 128 + n stopped by signal n; argparse exits with 2 on wrong use. Programming errors keep
     their traceback. In a job of many ranks, what all of them find wrong is printed by rank 0 alone.
     """
 
@@ -35,8 +45,9 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
             return main(argv)
         except (DistsegError, OSError) as error:
             if isinstance(error, RankError) or int(os.environ.get("RANK", "0")) == 0:
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 1
+                kind = "" if isinstance(error, Stopped) else "error: "
+                print(f"{kind}{' '.join(str(error).split())}", file=sys.stderr)
+            return getattr(error, "status", 1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

@@ -48,17 +48,20 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(lock: Path) -> Iterator[None]:
-    """Holds a lock file, which goes with the process that held it and is removed at the end.
+def locked(lock: Path, holder: str = "") -> Iterator[None]:
+    """Holds a lock file, which says who holds it, goes with the process that does and is removed at the end.
 
     Raises:
         BlockingIOError: another process holds it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with lock.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(file.fileno()).st_nlink == 0:
             raise BlockingIOError("its holder removed it between our open and our lock")
+        file.truncate(0)
+        file.write(holder)
+        file.flush()
         try:
             yield
         finally:

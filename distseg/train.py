@@ -5,10 +5,11 @@ too: `--encoder densenet201 --base unetplus --datadir SRC --savedir_base RUNS` t
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,15 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 from distseg.config import Config, config_as_yaml, load_config
-from distseg.errors import DistsegError, RankError, one_line_errors
+from distseg.errors import RankError, Stopped, one_line_errors
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from distseg.data.store import Store
+    from distseg.training.interruption import Interruption
+    from distseg.training.loop import Trainer
+    from distseg.training.run_folder import RunFolder
 
 
 @one_line_errors
@@ -44,9 +50,8 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
     """
     # Imported here, so that --help and --print-config answer at once.
     from distseg.data.store import open_store
-    from distseg.training.figures import draw_run
-    from distseg.training.loop import build_trainer
-    from distseg.training.ranks import connect_ranks, disconnect_ranks
+    from distseg.training.interruption import Interruption
+    from distseg.training.ranks import connect_ranks, disconnect_ranks, on_main
     from distseg.training.run_folder import RunFolder
     from distseg.training.strategy import strategy_of_launch
 
@@ -56,41 +61,80 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
     if source is None:
         open_store(Path(config.data.store))  # before ranks wait for each other: all of them find the same mistake
     sharing = strategy_of_launch()
-    accelerator = connect_ranks(config.train.gradient_accumulation_steps, folder.root)
+    accelerator = connect_ranks(config)
     clean = False
     try:
-        if source is not None:
-            with accelerator.main_process_first():
-                _prepare(source, config)
-        store = open_store(Path(config.data.store))
-        if config.data.cache_dir is not None:
-            with accelerator.local_main_process_first():
-                store = _staged(store, config)
-        trainer = build_trainer(config, accelerator, folder, store, sharing=sharing, resume=resume)
-        resumed = trainer.progress.step > 0
-        if accelerator.is_main_process:
-            start = f"resumes after step {trainer.progress.step}" if resumed else "starts from the beginning"
-            no_checkpoint = " (--resume: no complete checkpoint there)" if resume and not resumed else ""
-            print(f"{folder.root} {start}{no_checkpoint}: {trainer.describe()}", flush=True)
-            folder.begin(
-                config,
-                trainer.progress.step,
-                world_size=accelerator.num_processes,
-                precision=accelerator.mixed_precision,
-                strategy=trainer.strategy.name,
-            )
-        accelerator.wait_for_everyone()
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.progress.step + 1}})
-        try:
-            trainer.fit()
-        except (DistsegError, OSError) as error:
-            raise RankError(f"rank {accelerator.process_index}: {error}") from error
-        accelerator.end_training()
-        if accelerator.is_main_process:
-            draw_run(folder, config, store, accelerator.device)
+        with contextlib.ExitStack() as held:
+            on_main(accelerator, lambda: held.enter_context(folder.in_use()) and None)
+            interruption = held.enter_context(Interruption(accelerator.device))
+            if source is not None:
+                on_main(accelerator, lambda: _prepare(source, config))
+            _train(config, accelerator, folder, interruption, sharing=sharing, resume=resume)
         clean = True
+    except Stopped:
+        clean = True
+        raise
     finally:
         disconnect_ranks(clean)
+
+
+def _train(
+    config: Config,
+    accelerator: "Accelerator",
+    folder: "RunFolder",
+    interruption: "Interruption",
+    *,
+    sharing: str,
+    resume: bool,
+) -> None:
+    """What every rank does once it is connected and the folder is ours."""
+    from distseg.data.store import open_store
+    from distseg.training.build import build_trainer
+    from distseg.training.figures import draw_run
+    from distseg.training.ranks import on_main
+
+    store = open_store(Path(config.data.store))
+    if config.data.cache_dir is not None:
+        with accelerator.local_main_process_first():
+            store = _staged(store, config)
+    trainer = build_trainer(
+        config, accelerator, folder, store, interruption=interruption, sharing=sharing, resume=resume
+    )
+
+    def begin() -> None:
+        step = trainer.progress.step
+        start = f"resumes after step {step}" if step else "starts from the beginning"
+        no_checkpoint = " (--resume: no complete checkpoint there)" if resume and not step else ""
+        print(f"{folder.root} {start}{no_checkpoint}: {trainer.describe()}", flush=True)
+        world, precision = accelerator.num_processes, accelerator.mixed_precision
+        folder.begin(config, trainer.progress, world, precision, trainer.strategy.name)
+
+    on_main(accelerator, begin)
+    with named_rank(trainer):
+        trainer.fit()
+    accelerator.end_training()  # after it the ranks are apart
+    if accelerator.is_main_process:
+        draw_run(folder, config, store, accelerator.device)
+
+
+@contextlib.contextmanager
+def named_rank(trainer: "Trainer") -> Iterator[None]:
+    """Makes what goes wrong on one rank, or between them, a line that names rank, step and phase."""
+    from distseg.training.watch import is_lost_rank
+
+    rank = f"rank {trainer.accelerator.process_index}"
+    try:
+        yield
+    except (RankError, OSError) as error:
+        raise RankError(f"{rank}: {error}") from error
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        raise RankError(
+            f"{rank}, step {trainer.progress.step + 1}, {trainer.watch.phase}: a rank is gone or did not answer for "
+            f"train.timeout_s ({trainer.config.train.timeout_s:g} s); the job ends; start again with --resume "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -17,7 +17,7 @@ from distseg.config import AIR_HU, IGNORED_LABEL, PRESETS, AugmentConfig, DataCo
 from distseg.data.augment import Draw, deform, draw_augmentation, draw_displacement, sampling_matrix, windowing
 from distseg.data.plan import MicroBatch, Plan, Position
 from distseg.data.store import SliceFiles, Slices, read_slice
-from distseg.errors import DistsegError
+from distseg.errors import DistsegError, RankError
 
 PREFETCH = 2  # batches read ahead: one in work while one is used; more only holds memory
 # Numbers of a sample in the order that the graph indexes them; gain and offset of each window follow.
@@ -235,9 +235,9 @@ class SliceLoader:
                     try:
                         shape = read_slice(path).shape
                     except DistsegError as found:
-                        return found
+                        return RankError(str(found))
                     if shape != files.shape:
-                        return DistsegError(
+                        return RankError(
                             f"store: slice {path}: got shape {shape}; store.json says {files.shape}; "
                             "run `distseg prepare` again"
                         )

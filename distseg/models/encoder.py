@@ -57,10 +57,9 @@ class TimmEncoder(nn.Module):
         self.channels: tuple[int, ...] = tuple(network.feature_info.channels())
         self.reductions = _strides(output_stride)[:levels]
         self.recompute = recompute
-        if recompute and not isinstance(network, FeatureListNet):
-            raise DistsegError(
-                f"model.recompute: got encoder for {name!r}, which is not a row of stages in timm; use decoder or none"
-            )
+        self.name = name
+        if recompute:
+            self._require_row("model.recompute", "use decoder or none")
         known = network.pretrained_cfg
         self.mean, self.std = _one_a_channel(known["mean"], in_channels), _one_a_channel(known["std"], in_channels)
         hub = known.get("hf_hub_id")
@@ -82,6 +81,24 @@ class TimmEncoder(nn.Module):
             if name in self.network.return_layers:
                 found.append(x)
         return found
+
+    def level_of_parameters(self) -> dict[str, int]:
+        """The feature level, 0 the finest, that each parameter is first needed for.
+
+        Raises:
+            DistsegError: timm does not give this encoder as a row of stages.
+        """
+        self._require_row("optim.layer_decay", "use 1")
+        level_of: dict[str, int] = {}
+        level = 0
+        for name, stage in self.network.named_children():
+            level_of |= {f"network.{name}.{inner}": level for inner, _ in stage.named_parameters()}
+            level += name in self.network.return_layers
+        return level_of
+
+    def _require_row(self, key: str, remedy: str) -> None:
+        if not isinstance(self.network, FeatureListNet):
+            raise DistsegError(f"{key}: got encoder {self.name!r}, which is not a row of stages in timm; {remedy}")
 
 
 def _run(stage: nn.Module, x_BCHW: Tensor) -> Tensor:

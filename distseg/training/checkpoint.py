@@ -1,6 +1,7 @@
 """Checkpoints: written aside, flushed, renamed; the newest complete one is found by what is in it, not by its name.
 
-    checkpoints/step_<n>/  weights.safetensors  optimizer.pt  progress.json  manifest.json (sha256 of the other three)
+    checkpoints/step_<n>/  weights.safetensors  [ema.safetensors]  optimizer.pt  progress.json
+                           manifest.json (the run's id, sha256 of the others)
 
 Nothing random is saved: every step seeds itself from (seed, rank, step), see loop.py.
 """
@@ -9,20 +10,27 @@ import dataclasses
 import json
 import logging
 import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pydantic
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from distseg.data.plan import Position
+from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
-FILES = ("weights.safetensors", "optimizer.pt", "progress.json")
+WEIGHTS, EMA, OPTIMIZER, PROGRESS, MANIFEST = (
+    "weights.safetensors", "ema.safetensors", "optimizer.pt", "progress.json", "manifest.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,52 +38,128 @@ class Progress:
     """Where training stands after an optimizer step."""
 
     step: int = 0
-    """optimizer steps done"""
+    """optimizer steps done, skipped ones too"""
     position: Position = field(default_factory=Position)
     """the next sample of the plan"""
+    to_validate: bool = False
+    """the validation that is due at this step is still to be done"""
+    score: float | None = None
+    """mean validation Dice at this step, where it was validated"""
     best_score: float | None = None
     """highest mean validation Dice so far"""
     best_step: int | None = None
+    stale_validations: int = 0
+    """validations since then"""
+    skipped_steps: int = 0
+    """steps whose gradient was not finite, so far"""
+    skipped_in_a_row: int = 0
 
 
-def save_checkpoint(
-    checkpoints: Path, progress: Progress, weights: dict[str, torch.Tensor], optimizer: dict[str, Any], keep_last: int
-) -> Path:
-    """Writes one complete checkpoint, then removes the oldest beyond `keep_last`.
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run goes on from: whole tensors by the names of the network's, on the CPU."""
 
-    Args:
-        checkpoints: folder of all checkpoints of the run.
-        progress: stored beside the weights.
-        weights: state dict of the network, buffers included, contiguous.
-        optimizer: tensors, numbers and containers only: it is read back with `weights_only`.
-        keep_last: at least 1.
-    """
-    final = checkpoints / f"step_{progress.step}"
+    progress: Progress
+    weights: dict[str, Tensor]
+    """state dict of the network, buffers included, contiguous"""
+    state: dict[str, Any]
+    """of optimizer and loss scaler: tensors, numbers and containers only, for it is read back with `weights_only`"""
+    ema: dict[str, Tensor] | None = None
+    """averaged weights, where the run has them"""
+
+
+def save_checkpoint(checkpoints: Path, checkpoint: Checkpoint, run_id: str = "") -> Path:
+    """Writes one complete checkpoint; it has its name only once it is whole and on the disk."""
+    final = checkpoints / f"step_{checkpoint.progress.step}"
     with folder_written_aside(final) as aside:
-        save_file(weights, aside / "weights.safetensors")
-        torch.save(optimizer, aside / "optimizer.pt")
-        write_json(aside / "progress.json", dataclasses.asdict(progress))
-        write_json(aside / "manifest.json", {name: sha256_of(aside / name) for name in FILES})
-    for _, old in _by_step(checkpoints)[keep_last:]:
-        shutil.rmtree(old)
+        save_file(checkpoint.weights, aside / WEIGHTS)
+        if checkpoint.ema is not None:
+            save_file(checkpoint.ema, aside / EMA)
+        torch.save(checkpoint.state, aside / OPTIMIZER)
+        write_json(aside / PROGRESS, dataclasses.asdict(checkpoint.progress))
+        digests = {file.name: sha256_of(file) for file in sorted(aside.iterdir())}
+        write_json(aside / MANIFEST, {"run": run_id, "sha256": digests})
     return final
 
 
-def newest_checkpoint(checkpoints: Path) -> tuple[Path, Progress] | None:
-    """The complete checkpoint with the most steps; torn or foreign ones are passed over with a warning."""
+def prune_checkpoints(checkpoints: Path, keep_last: int, keep_best: int = 0) -> None:
+    """Removes all but the last ones and those with the highest validation scores."""
+    found = _by_step(checkpoints)
+    scored = [pair for pair in found if pair[0].score is not None]
+    best = sorted(scored, key=lambda pair: pair[0].score or 0.0, reverse=True)[:keep_best]
+    kept = {folder for _, folder in [*found[:keep_last], *best]}
+    for _, folder in found:
+        if folder not in kept:
+            shutil.rmtree(folder)
+
+
+def newest_checkpoint(
+    checkpoints: Path, network: Mapping[str, Tensor] | None = None, run_id: str = ""
+) -> tuple[Path, Progress] | None:
+    """The complete checkpoint with the most steps; torn or foreign ones are passed over with a warning.
+
+    Args:
+        checkpoints: folder of all of them.
+        network: state dict whose names and shapes the weights must have; None: any.
+        run_id: of the run that wrote it; "": any.
+    """
     for progress, folder in _by_step(checkpoints):
-        if problem := _problem(folder):
+        if problem := _problem(folder, network, run_id):
             logger.warning("checkpoint %s: %s; passed over", folder, problem)
         else:
             return folder, progress
     return None
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and optimizer state, on the CPU."""
-    return load_file(folder / "weights.safetensors"), torch.load(
-        folder / "optimizer.pt", map_location="cpu", weights_only=True
-    )
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads a checkpoint that `newest_checkpoint` found whole, onto the CPU."""
+    progress = pydantic.TypeAdapter(Progress).validate_json((folder / PROGRESS).read_bytes())
+    state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+    ema = load_file(folder / EMA) if (folder / EMA).exists() else None
+    return Checkpoint(progress, load_file(folder / WEIGHTS), state, ema)
+
+
+class CheckpointWriter:
+    """Writes on a thread of its own, one checkpoint at a time, so that training does not wait for the disk.
+
+    A disk that is full or gone costs that checkpoint and a warning: the earlier ones stay, training goes on.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self._failure: Exception | None = None
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Starts to write what is in memory by now, once the one before is done."""
+        self.wait()
+        self._writing = self._thread.submit(write)
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+            self._failure = None
+        except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch.save wrap the system's errors
+            self._failure = error
+            logger.warning("checkpoint: not written (%s); the earlier ones are kept and training goes on", error)
+
+    def close(self) -> None:
+        """Waits for the last one.
+
+        Raises:
+            DistsegError: it could not be written, so that the end of the run is lost.
+        """
+        self.wait()
+        self._thread.shutdown()
+        if self._failure is not None:
+            raise DistsegError(
+                f"checkpoint: the last one got {self._failure}; it must be written for the run to be complete; "
+                "make room and start again with --resume"
+            )
 
 
 def _by_step(checkpoints: Path) -> list[tuple[Progress, Path]]:
@@ -85,17 +169,33 @@ def _by_step(checkpoints: Path) -> list[tuple[Progress, Path]]:
         if not folder.is_dir() or folder.name.startswith("."):
             continue
         try:
-            progress = pydantic.TypeAdapter(Progress).validate_json((folder / "progress.json").read_bytes())
+            progress = pydantic.TypeAdapter(Progress).validate_json((folder / PROGRESS).read_bytes())
             found.append((progress, folder))
         except (OSError, pydantic.ValidationError) as error:
             logger.warning("checkpoint %s: no readable progress.json (%s); passed over", folder, type(error).__name__)
     return sorted(found, key=lambda pair: -pair[0].step)
 
 
-def _problem(folder: Path) -> str | None:
+def _problem(folder: Path, network: Mapping[str, Tensor] | None, run_id: str) -> str | None:
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        wrong = [name for name in FILES if sha256_of(folder / name) != manifest[name]]
+        manifest = json.loads((folder / MANIFEST).read_text())
+        digests = dict(manifest["sha256"])
+        wrong = [name for name in {WEIGHTS, OPTIMIZER, PROGRESS, *digests} if sha256_of(folder / name) != digests[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"incomplete ({type(error).__name__}: {error})"
-    return f"{wrong[0]} is not what was written" if wrong else None
+    if wrong:
+        return f"{wrong[0]} is not what was written"
+    if run_id and manifest["run"] != run_id:
+        return "of another run"
+    return None if network is None else _misfit(folder / WEIGHTS, network)
+
+
+def _misfit(weights: Path, network: Mapping[str, Tensor]) -> str | None:
+    """What keeps the weights of a file from being those of a network."""
+    with safe_open(weights, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    for name in sorted(shapes.keys() | network.keys()):
+        own = list(network[name].shape) if name in network else None
+        if shapes.get(name) != own:
+            return f"of another model ({name}: {shapes.get(name)} there, {own} here)"
+    return None

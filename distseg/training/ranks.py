@@ -4,33 +4,48 @@
 for, several that do not know of each other). Every check here is for one of those.
 """
 
+import importlib.util
 import os
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 
+from distseg.config import Config
 from distseg.errors import DistsegError
+
+T = TypeVar("T")
 
 LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch")
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
-def connect_ranks(accumulation: int, project_dir: Path) -> Accelerator:
+def connect_ranks(config: Config) -> Accelerator:
     """Joins this process to its job; precision and world size come from the launch.
-
-    Args:
-        accumulation: forward passes a rank per optimizer step.
-        project_dir: where trackers write.
 
     Raises:
         DistsegError: the job is not what the launch asked for, or its strategy is not supported.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed looks for a GPU otherwise
+    train, root = config.train, Path(config.output_dir)
+    if missing := [name for name in train.trackers if importlib.util.find_spec(name) is None]:
+        raise DistsegError(
+            f"train.trackers: got {missing[0]}, which is not installed; accelerate would leave it out and say nothing; "
+            f"pip install {missing[0]}, or leave it out"
+        )
+    accumulation = train.gradient_accumulation_steps
     launched = os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")  # would win over the argument below
     if launched not in ("auto", "1", str(accumulation)):
         raise DistsegError(
@@ -41,8 +56,13 @@ def connect_ranks(accumulation: int, project_dir: Path) -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         gradient_accumulation_steps=accumulation,
-        log_with="tensorboard",
-        project_dir=project_dir,
+        log_with=list(train.trackers),
+        project_config=ProjectConfiguration(str(root), logging_dir=str(root / "tensorboard")),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s)),
+            # Statistics of the global batch are the same everywhere; those of each rank's own become rank 0's.
+            DistributedDataParallelKwargs(broadcast_buffers=config.model.norm == "batch"),
+        ],
     )
     check_world(accelerator.num_processes, accelerator.distributed_type)
     return accelerator
@@ -88,6 +108,25 @@ def processes_asked_for() -> int | None:
     if args.num_processes is None and args.config_file is not None:
         return load_config_from_file(args.config_file).num_processes
     return args.num_processes
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Runs an action on rank 0 alone; every rank gets its result.
+
+    Raises:
+        DistsegError: on every rank, what the action failed with.
+    """
+    outcome: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [action(), None]
+        except (DistsegError, OSError) as error:
+            outcome = [None, str(error)]
+    if accelerator.num_processes > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise DistsegError(outcome[1])
+    return outcome[0]
 
 
 def disconnect_ranks(clean: bool) -> None:

@@ -1,9 +1,11 @@
 """The folder of a run: what it was told, what it saw, what it measured.
 
-run/  config.yaml  environment.json  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors  figures/
-      samples/rank<r>.jsonl  tensorboard/  eval/<split>/  report.html
+run/  config.yaml  environment.json  run_id  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors
+      figures/  samples/rank<r>.jsonl  tensorboard/  eval/<split>/  report.html  profile/trace.json
+      lock (while it trains)  stacks/rank<r>.txt (of a hang)  preempted.json (a signal stopped it)
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -12,9 +14,12 @@ import io
 import json
 import os
 import platform
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +31,17 @@ from safetensors.torch import load_file, save_file
 from distseg.config import Config, config_as_yaml, load_config
 from distseg.data.pipeline import Batch
 from distseg.errors import DistsegError
-from distseg.files import write_json, write_text, written_aside
+from distseg.files import locked, write_json, write_text, written_aside
 from distseg.models import SegmentationNetwork, build_model
 from distseg.models.serving import HuSegmenter, build_segmenter
+from distseg.training.checkpoint import Progress
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "nvidia-dali-cuda130", "numpy")
 # Keys that a resumed run may change: they alter neither the samples, nor the model, nor a step's arithmetic.
-FREE_ON_RESUME = ("train.epochs", "train.max_steps", "train.log_every_steps", "train.batch_size_per_rank", "checkpoint.",
-                  "evaluate.", "data.num_threads", "data.log_samples", "data.cache_dir", "output_dir")  # fmt: skip
+FREE_ON_RESUME = ("train.epochs", "train.max_steps", "train.log_every_steps", "train.batch_size_per_rank",
+                  "train.patience", "train.max_skipped_steps", "train.timeout_s", "train.trackers", "train.profile",
+                  "checkpoint.", "evaluate.", "data.num_threads", "data.log_samples", "data.cache_dir",
+                  "output_dir")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,14 @@ class RunFolder:
     def figures(self) -> Path:
         return self.root / "figures"
 
+    @property
+    def stacks(self) -> Path:
+        return self.root / "stacks"
+
+    @property
+    def preempted(self) -> Path:
+        return self.root / "preempted.json"
+
     def samples(self, rank: int) -> Path:
         return self.root / "samples" / f"rank{rank}.jsonl"
 
@@ -83,13 +99,51 @@ class RunFolder:
                 f"--resume: got another configuration than {self.config}: {listed}; change back, or start a new run"
             )
 
-    def begin(self, config: Config, step: int, world_size: int, precision: str, strategy: str) -> None:
-        """Writes what the run is, and drops what was logged after `step` so that no line is repeated or lost."""
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within, no other process trains into this folder; the lock goes with the process that holds it.
+
+        Raises:
+            DistsegError: another one does.
+        """
+        lock = self.root / "lock"
+        try:
+            with locked(lock, f"process {os.getpid()} on {platform.node()}"):
+                yield
+        except BlockingIOError:
+            raise DistsegError(
+                f"output_dir: got {self.root}, which {lock.read_text() or 'another process'} trains into; a run belongs to "
+                "one job; stop that one, or choose another output_dir"
+            ) from None
+        except OSError as error:
+            raise DistsegError(
+                f"output_dir: got {self.root}; it must be a folder that can be written ({error.strerror}); choose another"
+            ) from None
+
+    def run_id(self) -> str:
+        """Of the run, the same after each resume; "" before it has begun."""
+        path = self.root / "run_id"
+        return path.read_text().strip() if path.exists() else ""
+
+    def begin(self, config: Config, progress: Progress, world_size: int, precision: str, strategy: str) -> None:
+        """Writes what the run is, and drops what was logged after `progress` so that no line is repeated or lost."""
+        if not self.run_id():
+            write_text(self.root / "run_id", uuid.uuid4().hex + "\n")
         write_json(self.root / "environment.json", describe_environment(world_size, precision, strategy))
         for path in [self.metrics, *self.root.glob("samples/rank*.jsonl")]:
-            rows = [row for row in read_rows(path) if row["step"] <= step]
+            rows = [row for row in read_rows(path) if _is_before(row, progress)]
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         write_text(self.config, config_as_yaml(config))
+        self.preempted.unlink(missing_ok=True)
+        for leftover in [*self.checkpoints.glob(".partial-*"), *self.checkpoints.glob(".old-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)  # of a start that was killed
+
+    def mark_preempted(self, signum: int, step: int) -> str:
+        """Writes preempted.json, by which a job script knows that the run wants to go on; gives the user's line."""
+        name = signal.Signals(signum).name
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_json(self.preempted, {"signal": name, "step": step})
+        return f"{self.root}: stopped by {name} after step {step}, which is saved; go on with --resume"
 
     def append_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         _append(self.metrics, rows)
@@ -259,9 +313,22 @@ def _git_state() -> str | None:
 
 
 def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Adds all the lines or, where the disk has no room, none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError:
+        if path.exists():
+            os.truncate(path, size)
+        raise
+
+
+def _is_before(row: dict[str, Any], progress: Progress) -> bool:
+    """Whether a logged line is of what `progress` has behind it."""
+    to_come = row["step"] == progress.step and progress.to_validate and row.get("split") == "val"
+    return row["step"] <= progress.step and not to_come
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,12 @@ from distseg.data.pipeline import Batch
 from distseg.errors import DistsegError
 from distseg.losses import LossTerms
 from distseg.metrics import none_if_undefined
+from distseg.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from distseg.training.loop import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 class StepLog:
@@ -25,6 +28,7 @@ class StepLog:
     def __init__(self, trainer: Trainer, total_steps: int):
         self.trainer = trainer
         self.main = trainer.accelerator.is_main_process
+        self.trackers = Trackers(trainer.accelerator, trainer.folder, trainer.progress.step)
         self.bar = tqdm(
             total=total_steps,
             initial=trainer.progress.step,
@@ -34,26 +38,30 @@ class StepLog:
             smoothing=0.1,
         )
         self._waiting: list[tuple[dict[str, Any], torch.Tensor]] = []
-        self._wait_s = 0.0
+        self._unwritten: list[dict[str, Any]] = []
+        self._data_wait_s = self._stall_s = 0.0
         self._since = time.perf_counter()
 
     def timed_next(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; the time it was waited for is logged, and its samples where data.log_samples says so."""
         start = time.perf_counter()
         batch = next(batches)
-        self._wait_s += time.perf_counter() - start
+        self._data_wait_s += time.perf_counter() - start
         trainer = self.trainer
         if trainer.config.data.log_samples:
             ids = [trainer.train_slices[index].id for index in batch.plan.indices[: batch.plan.n_real]]
             trainer.folder.append_samples(trainer.accelerator.process_index, trainer.progress.step + 1, batch, ids)
         return batch
 
-    def add(self, terms: Sequence[LossTerms], batch: Batch) -> None:
+    def add_stall(self, seconds: float) -> None:
+        """Notes how long a checkpoint held the loop."""
+        self._stall_s += seconds
+
+    def add(self, terms: Sequence[LossTerms], batch: Batch, lr: float, taken: bool) -> None:
         """Notes a step; its figures stay on the device until the next flush."""
-        row = {"step": self.trainer.progress.step, "epoch": batch.plan.epoch, "split": "train"}
-        row["lr"] = self.trainer.strategy.optimizer.param_groups[0]["lr"]
+        row = {"step": self.trainer.progress.step, "epoch": batch.plan.epoch, "split": "train", "lr": lr}
         figures = torch.stack([torch.cat([t.loss.view(1), t.bce.view(1), t.dice_R]) for t in terms]).mean(dim=0)
-        self._waiting.append((row, figures.detach()))
+        self._waiting.append((row if taken else row | {"skipped": True}, figures.detach()))
         self.bar.update()
 
     def flush(self) -> None:
@@ -62,21 +70,20 @@ class StepLog:
         figures = torch.stack([figures for _, figures in self._waiting]).tolist()  # waits for the device
         elapsed_s = time.perf_counter() - self._since
         speed = len(self._waiting) * self.trainer.plan.global_batch / elapsed_s
+        shares = {"data_wait": self._data_wait_s / elapsed_s, "checkpoint_wait": self._stall_s / elapsed_s}
         rows = []
         for (row, _), (loss, bce, *dice) in zip(self._waiting, figures, strict=True):
             named = zip(self.trainer.config.regions, map(none_if_undefined, dice), strict=True)
             row |= {"loss": none_if_undefined(loss), "bce": none_if_undefined(bce), "dice": dict(named)}
-            rows.append(row | {"slices_per_s": speed, "data_wait": self._wait_s / elapsed_s})
-        self._waiting, self._wait_s, self._since = [], 0.0, time.perf_counter()
+            rows.append(row | {"slices_per_s": speed} | shares)
+        self._waiting, self._data_wait_s, self._stall_s, self._since = [], 0.0, 0.0, time.perf_counter()
         self._write(rows)
         last_loss, _, *last_dice = figures[-1]
-        if not math.isfinite(last_loss):  # before its weights are saved; all ranks have the same loss
-            raise DistsegError(
-                f"loss: got {last_loss} at step {rows[-1]['step']}; it must stay finite; lower optim.lr or set "
-                "optim.max_grad_norm, and start again from the last checkpoint, which is from before"
-            )
         shown = " ".join(f"{name} {dice:.3f}" for name, dice in zip(rows[-1]["dice"], last_dice, strict=True))
-        self.bar.set_postfix_str(f"loss {last_loss:.4f}, Dice {shown}, {speed:.1f} slices/s", refresh=False)
+        shown += f", {speed:.1f} slices/s, data wait {shares['data_wait']:.0%}{self._memory()}"
+        if skipped := self.trainer.progress.skipped_steps:
+            shown += f", {skipped} skipped"
+        self.bar.set_postfix_str(f"loss {last_loss:.4f}, Dice {shown}", refresh=False)
 
     def add_validation(self, loss: float, dice: dict[str, float], mean_dice: float) -> None:
         progress = self.trainer.progress
@@ -86,7 +93,6 @@ class StepLog:
         row = {"step": progress.step, "epoch": epoch, "split": "val", "loss": none_if_undefined(loss), "dice": defined}
         self._write([row | {"mean_dice": none_if_undefined(mean_dice)}])
         if self.main:
-            self.trainer.folder.write_score_list()
             shown = ", ".join(f"{name} {value:.4f}" for name, value in dice.items())
             self.bar.write(f"epoch {epoch}  step {progress.step}  val loss {loss:.4f}  Dice {shown}")
         self._since = time.perf_counter()  # validation is not training time
@@ -94,13 +100,33 @@ class StepLog:
     def close(self) -> None:
         self.bar.close()
 
-    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+    def finish(self) -> None:
+        """Writes what a full disk kept from being written.
+
+        Raises:
+            DistsegError: it still cannot be.
+        """
+        self._write([])
+        if self._unwritten:
+            raise DistsegError(
+                f"metrics: got {len(self._unwritten)} lines that could not be written to {self.trainer.folder.metrics}; "
+                "all must be; make room and start again with --resume"
+            )
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
         if not self.main:
             return
-        self.trainer.folder.append_metrics(rows)
-        for row in rows:
-            split = row["split"]
-            values = {f"{split}/{key}": row[key] for key in ("loss", "bce", "lr", "slices_per_s") if key in row}
-            values |= {f"{split}/dice/{name}": value for name, value in row["dice"].items()}
-            known = {name: value for name, value in values.items() if value is not None}
-            self.trainer.accelerator.log(known, step=row["step"])
+        self.trackers.log(rows)
+        self._unwritten += rows
+        try:
+            self.trainer.folder.append_metrics(self._unwritten)
+            validated = any(row["split"] == "val" for row in self._unwritten)
+            self._unwritten = []
+            if validated:
+                self.trainer.folder.write_score_list()
+        except OSError as error:
+            logger.warning("metrics: not written (%s); kept in memory, training goes on", error)
+
+    def _memory(self) -> str:
+        device = self.trainer.accelerator.device
+        return f", GPU {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else ""

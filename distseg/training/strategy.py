@@ -7,6 +7,7 @@ another strategy and on another number of ranks.
 import contextlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distseg.config import Config
@@ -52,26 +53,75 @@ class DataParallel:
         return self.accelerator.accumulate(self.network)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of one micro-batch; after the last one of a step, takes it."""
-        accelerator = self.accelerator
-        accelerator.backward(loss)
-        if accelerator.sync_gradients and self.max_grad_norm is not None:
-            accelerator.clip_grad_norm_(self.bare.parameters(), self.max_grad_norm)
-        self.optimizer.step()
+        """Adds the gradients of one micro-batch."""
+        self.accelerator.backward(poisoned(loss))
+
+    def step(self) -> bool:
+        """Takes the optimizer step after its last micro-batch, unless a gradient is not finite; then drops them.
+
+        Returns:
+            Whether it was taken, the same on every rank; the host waits for the device to know.
+        """
+        self.accelerator.unscale_gradients()
+        finite = self._clip_gradients()
+        if finite or self.accelerator.scaler is not None:  # a scaler skips by itself, and learns from it
+            self.optimizer.step()
         self.optimizer.zero_grad()
+        return finite
+
+    def _clip_gradients(self) -> bool:
+        parameters = [parameter for parameter in self.bare.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        return bool(whole(norm).isfinite())
+
+    def count_parameters(self) -> int:
+        """Of the whole network, also where this rank holds a shard."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.bare.parameters())
+
+    def averaged(self) -> list[Tensor]:
+        """What a moving average of the weights follows, as this rank holds it: parameters, or shards, and statistics."""
+        return [self._shard(parameter) for parameter in self.bare.parameters()] + self.statistics()
+
+    def statistics(self) -> list[Tensor]:
+        """Floating-point buffers: those of batch norm."""
+        return [buffer for buffer in self.bare.buffers() if buffer.is_floating_point()]
+
+    def _shard(self, parameter: Any) -> Tensor:
+        held = parameter.detach()
+        return held.to_local() if isinstance(held, DTensor) else held
+
+    def averaged_from(self, weights: dict[str, Tensor]) -> list[Tensor]:
+        """What `averaged` gives for a network with those whole weights."""
+        named = [
+            *self.bare.named_parameters(),
+            *((n, b) for n, b in self.bare.named_buffers() if b.is_floating_point()),
+        ]
+        return [self._shard_from(tensor, weights[name]) for name, tensor in named]
+
+    def _shard_from(self, tensor: Any, value: Tensor) -> Tensor:
+        placed = like(tensor, value)
+        return placed.to_local() if isinstance(placed, DTensor) else placed.clone()
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole state dict, contiguous; every rank must call it."""
-        return {name: whole(tensor).contiguous() for name, tensor in self.bare.state_dict().items()}
+        """A copy of the whole state dict, contiguous, on the CPU; every rank must call it, rank 0 gets it."""
+        gathered = ((name, whole(tensor)) for name, tensor in self.bare.state_dict().items())
+        return self._on_rank_0(gathered)
 
     def optimizer_state(self) -> OptimizerState:
-        """Every rank must call it."""
+        """A copy likewise."""
         state = self._torch_optimizer().state
-        return {
-            name: {key: whole(value) for key, value in state[parameter].items()}
+        gathered = (
+            (name, self._on_rank_0((key, whole(value)) for key, value in state[parameter].items()))
             for name, parameter in self.bare.named_parameters()
             if parameter in state
-        }
+        )
+        return {name: values for name, values in gathered if values}
+
+    def _on_rank_0(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies of tensors, one after the other; on other ranks they are let go at once."""
+        return {name: copied(tensor) for name, tensor in tensors if self.accelerator.is_main_process}
 
     def load_optimizer_state(self, saved: OptimizerState) -> None:
         state = self._torch_optimizer().state
@@ -115,6 +165,12 @@ class FullyShard(DataParallel):
 
         return autocast, optimizer
 
+    def averaged(self) -> list[Tensor]:
+        for part in self.bare.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()  # what is left whole after a forward pass would not see that shards change
+        return super().averaged()
+
     def check(self) -> None:
         if whole_ones := [name for name, p in self.bare.named_parameters() if not isinstance(p, DTensor)]:
             raise DistsegError(f"launch: got {whole_ones[0]} whole on each rank; FSDP2 must shard it; report this")
@@ -154,15 +210,40 @@ class Zero(DataParallel):
         return contextlib.nullcontext()  # the engine counts micro-batches itself
 
     def backward(self, loss: Tensor) -> None:
-        self.network.backward(loss)
+        self.network.backward(poisoned(loss))
+        if not self.network.is_gradient_accumulation_boundary():
+            self.network.step()  # which only counts
+
+    def step(self) -> bool:
+        if self.stage == 0 and not self._clip_gradients():
+            self.network.zero_grad()  # without a gradient no parameter moves, and the engine counts
+            self.network.step()
+            return False
         self.network.step()
+        return self.stage == 0 or not self.optimizer.overflow  # set for a gradient norm that is not finite
 
     def weights(self) -> dict[str, Tensor]:
-        state = {}
+        state: dict[str, Tensor] = {}
         for name, tensor in self.bare.state_dict(keep_vars=True).items():
             with self._gathered(tensor):
-                state[name] = tensor.detach().clone().contiguous()
+                state |= self._on_rank_0([(name, tensor.detach())])
         return state
+
+    def averaged(self) -> list[Tensor]:
+        if self.stage == 3:
+            self.network.empty_partition_cache()  # as FSDP2's reshard
+        return super().averaged()
+
+    def _shard(self, parameter: Any) -> Tensor:
+        return parameter.ds_tensor.detach() if self.stage == 3 else parameter.detach()
+
+    def _shard_from(self, tensor: Any, value: Tensor) -> Tensor:
+        if not hasattr(tensor, "ds_tensor"):
+            return super()._shard_from(tensor, value)
+        size, rank = tensor.ds_tensor.numel(), self.accelerator.process_index
+        padding = size * self.accelerator.num_processes - value.numel()
+        padded = nn.functional.pad(value.flatten().to(self.accelerator.device), (0, padding))
+        return padded[size * rank : size * (rank + 1)].clone()
 
     def optimizer_state(self) -> OptimizerState:
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -174,12 +255,12 @@ class Zero(DataParallel):
             return {}
         self._link_shards()
         kinds = [key for key, value in shards[0].items() if value.ndim > 0]
-        scalars = {key: value for key, value in shards[0].items() if value.ndim == 0}
-        return {
-            name: {key: value.clone() for key, value in scalars.items()}
-            | {key: safe_get_full_optimizer_state(parameter, key) for key in kinds}
-            for name, parameter in self.bare.named_parameters()
-        }
+        scalars = [(key, value) for key, value in shards[0].items() if value.ndim == 0]
+        gathered = {}
+        for name, parameter in self.bare.named_parameters():
+            whole_ones = ((key, safe_get_full_optimizer_state(parameter, key)) for key in kinds)
+            gathered[name] = self._on_rank_0([*scalars, *whole_ones])
+        return gathered if self.accelerator.is_main_process else {}
 
     def load_optimizer_state(self, saved: OptimizerState) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
@@ -199,11 +280,7 @@ class Zero(DataParallel):
                 if value.ndim > 0 and self.stage < 3:
                     safe_set_full_optimizer_state(parameter, value.to(self.accelerator.device), key)
                 elif value.ndim > 0:  # its counterpart for whole values fails where ranks do not divide a parameter
-                    size, rank = parameter.ds_tensor.numel(), self.accelerator.process_index
-                    flat = nn.functional.pad(
-                        value.flatten(), (0, size * self.accelerator.num_processes - value.numel())
-                    )
-                    safe_set_local_optimizer_state(parameter, flat[size * rank : size * (rank + 1)], key)
+                    safe_set_local_optimizer_state(parameter, self._shard_from(parameter, value), key)
 
     def _link_shards(self) -> None:
         """DeepSpeed 0.19 does so once, after the step of the first parameter group, when the others have no state yet."""
@@ -233,6 +310,8 @@ def zero_settings(config: Config, precision: str) -> dict[str, Any]:
         raise DistsegError(f"launch: got {path} for DeepSpeed; it must be JSON ({error}); mend it") from None
     zero = settings.setdefault("zero_optimization", {})
     zero.setdefault("stage", int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")))
+    if zero["stage"] == 3:
+        zero.setdefault("stage3_param_persistence_threshold", 0)  # copies outside of shards would miss the average
     for what in ("optimizer", "param"):
         device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE", "none")
         if device != "none":
@@ -272,6 +351,17 @@ def join_alone(device: torch.device) -> None:
         backend = "nccl" if device.type == "cuda" else "gloo"
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed looks for it
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def poisoned(loss: Tensor) -> Tensor:
+    """The loss; one that is not finite gives every gradient NaN, so that looking at gradients is enough."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU; the caller waits for the device before it is read."""
+    contiguous = torch.contiguous_format
+    return tensor.detach().to("cpu", copy=True, non_blocking=True, memory_format=contiguous)
 
 
 def whole(tensor: Tensor) -> Tensor:
