@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from distseg.config import Config
 from distseg.errors import DistsegError
 from distseg.training.run_folder import read_rows
 from distseg.training.strategy import strategy_of_launch, zero_settings
-from tests.conftest import ROOT, SMALL
+from tests.conftest import SMALL
 
 Run = Callable[..., Any]
 # Float32 rounding, amplified by a fresh network and Adam: 3e-6 was seen after four steps.
@@ -112,18 +111,6 @@ def test_one_process_trains_under_fsdp2_and_is_told_of_a_stage_that_there_is_not
     assert refused.returncode == 1 and "error: launch: got stage 7 for DeepSpeed" in refused.stderr
     assert "Traceback" not in refused.stderr and not (tmp_path / "run" / "config.yaml").exists()
     assert "1 rank(s) on cpu, fsdp2, " in run_command(*words, env={"ACCELERATE_USE_FSDP": "true"}).stdout
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.name)
-def test_launch_files_are_read_by_accelerate_and_hold_no_number_of_the_config(path: Path) -> None:
-    from accelerate.commands.launch import load_config_from_file
-
-    read = load_config_from_file(str(path))
-    assert read.num_machines == 1 and read.mixed_precision == ("no" if read.use_cpu else "bf16")
-    sections = [value for value in yaml.safe_load(path.read_text()).values() if isinstance(value, dict)]
-    for section in sections:
-        for key in {"gradient_accumulation_steps", "gradient_clipping"} & section.keys():
-            assert section[key] == "auto"
 
 
 def test_optimizer_numbers_are_not_shared_by_parameters() -> None:

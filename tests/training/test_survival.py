@@ -293,3 +293,13 @@ def test_a_tracker_that_is_not_there_is_named(store: Path, tmp_path: Path, run_c
     words = settings(store, tmp_path / "run", "train.trackers=[wandb]")
     done = run_command(sys.executable, "-c", script, *words, ok=False)
     assert done.returncode == 1 and "error: train.trackers: got wandb, which is not installed" in done.stderr
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments_a_run_ends_with_the_bits_of_one_that_was_not(store: Path, run_command: Run) -> None:
+    """`python tests/faults.py STORE --kills 50` is the long one."""
+    with started(sys.executable, "tests/faults.py", str(store), "--kills", "4", "--steps", "24") as job:
+        text = job.communicate(timeout=800)[0]
+    assert job.returncode == 0 and "4 kills" in text and "bit-equal to the undisturbed run" in text, text
