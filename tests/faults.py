@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -72,14 +71,19 @@ def steps_logged(out: Path) -> int:
 
 def kill(job: subprocess.Popen[bytes], chance: random.Random) -> None:
     """SIGKILL to one rank, after which its launcher ends the others; or to all at once, as when a machine goes."""
-    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-        ranks = [child for child in psutil.Process(job.pid).children() if "distseg/train.py" in child.cmdline()]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        launcher = psutil.Process(job.pid)
+        everyone = launcher.children(recursive=True)
+        ranks = [process for process in everyone if "distseg/train.py" in process.cmdline()]
         if ranks and chance.random() < 0.5:
             chance.choice(ranks).kill()
             # A launcher may hang after a kill (torch 2.14, one in some tens); a scheduler would end it too.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.wait(timeout=10)
-        os.killpg(job.pid, signal.SIGKILL)
+        for process in [launcher, *everyone]:  # ranks are in process groups of their own
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(everyone)
     job.wait()
 
 

@@ -21,6 +21,7 @@ SETTINGS = ["optim.lr=1e-4", "optim.encoder_lr_factor=0.5", "optim.max_grad_norm
 LAUNCHES = {
     "ddp": ["launch/cpu.yaml"],
     **{f"zero{stage}": ["launch/cpu_zero.yaml", "--zero_stage", str(stage)] for stage in range(4)},
+    "zero2_offload": ["launch/cpu_zero.yaml", "--zero_stage", "2", "--offload_optimizer_device", "cpu"],
     "fsdp2": ["launch/cpu_fsdp2.yaml"],
 }
 
@@ -52,10 +53,10 @@ def test_fsdp2_takes_the_steps_of_ddp_and_each_goes_on_from_the_other(
 def test_each_zero_stage_goes_on_from_another_and_takes_the_steps_of_ddp(
     store: Path, tmp_path: Path, run_command: Run
 ) -> None:
-    order = ["zero3", "zero1", "fsdp2", "zero2", "zero3", "zero0", "ddp"]
+    order = ["zero3", "zero1", "fsdp2", "zero2", "zero3", "zero2_offload", "zero0", "ddp"]
     train(run_command, "ddp", store, tmp_path / "ddp", len(order))
     for step, launch in enumerate(order, start=1):
-        assert f", {launch}, " in train(run_command, launch, store, tmp_path / "mixed", step)
+        assert f", {launch.removesuffix('_offload')}, " in train(run_command, launch, store, tmp_path / "mixed", step)
     assert losses(tmp_path / "mixed") == pytest.approx(losses(tmp_path / "ddp"), abs=TOLERANCE)
 
 

@@ -151,6 +151,7 @@ def test_ctrl_c_once_finishes_the_step_and_saves(store: Path, tmp_path: Path) ->
     assert list((out / "checkpoints").glob("step_*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_stops_at_once(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     # So many slices at once that a step lasts longer than the wait between the two.
@@ -167,6 +168,7 @@ def test_ctrl_c_twice_stops_at_once(store: Path, tmp_path: Path) -> None:
     assert time.monotonic() - start < 30 and not list((out / "checkpoints").glob("step_*"))
 
 
+@pytest.mark.slow
 def test_a_signal_during_validation_is_not_kept_waiting(store: Path, tmp_path: Path, run_command: Run) -> None:
     whole, cut = (settings(store, tmp_path / part, "train.max_steps=2") for part in ("whole", "cut"))
     out = tmp_path / "cut"
@@ -267,6 +269,7 @@ def test_a_hang_leaves_every_ranks_stack_and_an_error_that_names_rank_step_and_p
     assert "hanging" in (out / "stacks/rank1.txt").read_text() and (out / "stacks/rank0.txt").read_text()
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_and_a_resume_knows_it(store: Path, tmp_path: Path, run_command: Run) -> None:
     words = settings(store, tmp_path / "run", "optim.lr=1e-12", "train.epochs=9", "train.patience=1")
     run_command("distseg", "train", *words)
