@@ -15,12 +15,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-)
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 
 from distseg.config import Config
 from distseg.errors import DistsegError
@@ -58,11 +53,7 @@ def connect_ranks(config: Config) -> Accelerator:
         gradient_accumulation_steps=accumulation,
         log_with=list(train.trackers),
         project_config=ProjectConfiguration(str(root), logging_dir=str(root / "tensorboard")),
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s)),
-            # Statistics of the global batch are the same everywhere; those of each rank's own become rank 0's.
-            DistributedDataParallelKwargs(broadcast_buffers=config.model.norm == "batch"),
-        ],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))],
     )
     check_world(accelerator.num_processes, accelerator.distributed_type)
     return accelerator

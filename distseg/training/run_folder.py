@@ -107,18 +107,20 @@ class RunFolder:
             DistsegError: another one does.
         """
         lock = self.root / "lock"
-        try:
-            with locked(lock, f"process {os.getpid()} on {platform.node()}"):
-                yield
-        except BlockingIOError:
-            raise DistsegError(
-                f"output_dir: got {self.root}, which {lock.read_text() or 'another process'} trains into; a run belongs to "
-                "one job; stop that one, or choose another output_dir"
-            ) from None
-        except OSError as error:
-            raise DistsegError(
-                f"output_dir: got {self.root}; it must be a folder that can be written ({error.strerror}); choose another"
-            ) from None
+        with contextlib.ExitStack() as held:
+            held.callback(_remove_if_empty, self.root)  # a start that was refused leaves nothing
+            try:
+                held.enter_context(locked(lock, f"process {os.getpid()} on {platform.node()}"))
+            except BlockingIOError:
+                raise DistsegError(
+                    f"output_dir: got {self.root}, which {lock.read_text() or 'another process'} trains into; a run belongs "
+                    "to one job; stop that one, or choose another output_dir"
+                ) from None
+            except OSError as error:
+                raise DistsegError(
+                    f"output_dir: got {self.root}; it must be a folder that can be written ({error.strerror}); choose another"
+                ) from None
+            yield
 
     def run_id(self) -> str:
         """Of the run, the same after each resume; "" before it has begun."""
@@ -323,6 +325,11 @@ def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         if path.exists():
             os.truncate(path, size)
         raise
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _is_before(row: dict[str, Any], progress: Progress) -> bool:

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from distseg.config import Config
 from distseg.errors import DistsegError
@@ -46,7 +47,10 @@ class DataParallel:
         return "ddp" if self.accelerator.num_processes > 1 else "one process"
 
     def _share(self, config: Config) -> tuple[Any, Any]:
-        return self.accelerator.prepare(self.bare, build_optimizer(config.optim, self.bare))
+        network, optimizer = self.accelerator.prepare(self.bare, build_optimizer(config.optim, self.bare))
+        if isinstance(network, DistributedDataParallel) and config.model.norm == "sync_batch":
+            network.forward_sync_buffers = False  # statistics of the global batch are the same everywhere
+        return network, optimizer
 
     def accumulating(self) -> contextlib.AbstractContextManager[Any]:
         """Around the forward and the backward pass of one micro-batch."""
