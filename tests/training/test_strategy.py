@@ -103,6 +103,7 @@ def test_a_deepspeed_file_that_is_not_json_is_named(monkeypatch: pytest.MonkeyPa
         zero_settings(Config(), "no")
 
 
+@pytest.mark.slow
 def test_one_process_trains_under_fsdp2_and_is_told_of_a_stage_that_there_is_not(
     store: Path, tmp_path: Path, run_command: Run
 ) -> None:

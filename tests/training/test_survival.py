@@ -99,6 +99,7 @@ def test_a_bad_step_is_skipped_under_every_strategy(launch: str, store: Path, tm
     check_bad_steps(launch, store, tmp_path / "run", run_command)
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_try(
     store: Path, tmp_path: Path, run_command: Run
 ) -> None:
@@ -215,12 +216,13 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_there_is_and_the_run_goes_on_when_there_is_room(
     store: Path, tmp_path: Path, run_command: Run
 ) -> None:
     words = ["train.max_steps=12", "checkpoint.every_steps=2"]
     run_command("distseg", "train", *settings(store, tmp_path / "whole", *words))
-    with mounted(tmp_path / "disk", "size=200m") as disk:
+    with mounted(tmp_path / "disk", "size=400m") as disk:
         out, filler = disk / "run", disk / "filler"
         with started("distseg", "train", *settings(store, out, *words)) as job:
             wait_for(lambda: (out / "checkpoints/step_2").exists(), job)
@@ -279,6 +281,7 @@ def test_patience_ends_a_run_and_a_resume_knows_it(store: Path, tmp_path: Path, 
     assert len(read_rows(tmp_path / "run/metrics.jsonl")) == len(rows)
 
 
+@pytest.mark.slow
 def test_the_profiler_watches_the_steps_it_is_told_to(store: Path, tmp_path: Path, run_command: Run) -> None:
     words = settings(store, tmp_path / "run", "train.max_steps=3", "train.profile=steps:2-3")
     done = run_command("distseg", "train", *words)
