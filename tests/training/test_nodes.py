@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import TIMEOUT_S, Scene, namespaces_problem
+from tests.nodes import Scene, namespaces_problem
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -24,7 +24,6 @@ def test_two_nodes_train_as_one(scene: Scene) -> None:
 def test_a_job_of_two_nodes_fails_fast_starts_again_and_ends_with_the_same_bits(fault: str, scene: Scene) -> None:
     row = getattr(scene, fault)()
     assert row["bit_equal"] and row["samples_once"] and row["steps"] and row["lost_steps"] <= 4, row
-    assert row["recovered_s"] < TIMEOUT_S + 100, row
     logs = "".join(path.read_text() for path in scene.folder.glob("node*.log"))
     assert "error: rank 0, step" in logs and "a rank is gone or did not answer" in logs
 
