@@ -14,7 +14,8 @@ if [ -n "${HEAD:-}" ]; then
     rendezvous+=(--rdzv_conf "is_host=${IS_HEAD:?1 on the node of HEAD, 0 on the others},join_timeout=120,last_call_timeout=5,keep_alive_interval=2,keep_alive_max_attempt=3")
 fi
 export ACCELERATE_MIXED_PRECISION=${MIXED_PRECISION:-bf16}
-# The agent hands these signals on, so that training saves; it ends what is left after 30 s.
+# The agent hands these signals on, so that training saves, and kills what is left SHUTDOWN_S later (torch: 30).
 exec torchrun --nnodes "$nnodes" --nproc_per_node "${NPROC_PER_NODE:-gpu}" "${rendezvous[@]}" \
     ${LOCAL_ADDR:+--local_addr "$LOCAL_ADDR"} --max-restarts "${MAX_RESTARTS:-3}" --monitor-interval 1 \
+    --shutdown-timeout "${SHUTDOWN_S:-100}" \
     --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 distseg/train.py "$@" --resume

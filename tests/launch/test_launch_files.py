@@ -115,7 +115,8 @@ def test_the_kubernetes_job_has_the_fields_of_the_operator_and_a_command_that_re
     assert {mount["name"] for c in pod.containers for mount in c.volumeMounts} == {v["name"] for v in pod.volumes}
     command = pod.containers[0].command
     assert command[:2] == ["torchrun", "distseg/train.py"] and command[-1] == "--resume"
-    assert pod.terminationGracePeriodSeconds > 30
+    environment = {variable["name"]: variable["value"] for variable in pod.containers[0].env}
+    assert pod.terminationGracePeriodSeconds > int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
 
 
 def small(store: Path, out: Path, steps: int) -> list[str]:
@@ -134,6 +135,19 @@ def stand_in(folder: Path, name: str, script: str) -> None:
     path = folder / name
     path.write_text(f"#!/usr/bin/env bash\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_a_slurm_job_that_fails_before_it_trains_is_not_requeued_for_an_older_marker(tmp_path: Path) -> None:
+    stand_in(tmp_path, "srun", "exit 1")
+    stand_in(
+        tmp_path, "scontrol", f'if [ "$1" = show ]; then echo localhost; else echo "$*" >>{tmp_path / "asked"}; fi'
+    )
+    (tmp_path / "preempted.json").write_text("{}")
+    slurm = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "42"}
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    env = os.environ | slurm | {"PATH": path, "RUN": str(tmp_path), "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = subprocess.run(["bash", "launch/slurm.sbatch"], cwd=ROOT, env=env, timeout=60)
+    assert done.returncode == 1 and not (tmp_path / "asked").exists()
 
 
 @pytest.mark.dist
