@@ -9,7 +9,9 @@ import torch.distributed as dist
 # faulthandler's thread prints the stacks even while Python's lock is held; the collective itself fails a little later.
 SHARE_OF_TIMEOUT = 0.8
 # gloo's errors are RuntimeErrors that only their text tells apart (torch 2.14).
-LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|no route to host", re.IGNORECASE)
+LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|no route to host|caused pair closure", re.IGNORECASE
+)
 
 
 class Watch:
