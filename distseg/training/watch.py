@@ -10,7 +10,8 @@ import torch.distributed as dist
 SHARE_OF_TIMEOUT = 0.8
 # gloo's errors are RuntimeErrors that only their text tells apart (torch 2.14).
 LOST = re.compile(
-    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|no route to host|caused pair closure", re.IGNORECASE
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|no route to host|caused pair closure",
+    re.IGNORECASE,
 )
 
 
