@@ -74,6 +74,12 @@ def is_free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
+def remove_if_empty(folder: Path) -> None:
+    """Removes a folder that holds nothing; any other stays."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def replace_folder(new: Path, path: Path) -> None:
     """Renames `new` to `path`; a folder already there is moved out of the way first, and back if the rename fails."""
     old = path.with_name(f".old-{uuid.uuid4().hex[:8]}-{path.name}")

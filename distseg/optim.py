@@ -27,7 +27,7 @@ def build_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optim
     for name, parameter in network.named_parameters():
         is_encoder = name.startswith("encoder.")
         level = level_of.get(name.removeprefix("encoder."), deepest)
-        members[is_encoder, level if is_encoder else deepest, parameter.ndim > 1].append(parameter)
+        members[is_encoder, level, parameter.ndim > 1].append(parameter)
     groups = [
         {
             "params": parameters,
@@ -37,10 +37,10 @@ def build_optimizer(optim: OptimConfig, network: nn.Module) -> torch.optim.Optim
         }
         for (is_encoder, level, decays), parameters in members.items()
     ]
-    kinds: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.momentum > 0)
-    return kinds[optim.name](groups, lr=optim.lr)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
+    return kind(groups, lr=optim.lr)
 
 
 def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:

@@ -121,7 +121,8 @@ class Trainer:
             on_main(self.accelerator, self.writer.close)
             on_main(self.accelerator, log.finish)
         if signum:
-            raise Stopped(self.folder.mark_preempted(signum, self.progress.step), signum)
+            text = on_main(self.accelerator, lambda: self.folder.mark_preempted(signum, self.progress.step))
+            raise Stopped(text, signum)
 
     def _is_done(self) -> bool:
         patience = self.config.train.patience
@@ -219,10 +220,9 @@ class Trainer:
         device = self.accelerator.device
         totals = torch.zeros((), dtype=torch.float64, device=device)
         counts = torch.zeros(len(self.criterion.bits), 4, dtype=torch.int64, device=device)
-        batches = self._val_batches
         for _ in range(self.val_plan.steps_left(Position())):
             self.watch.begin("validation")
-            batch = next(batches)
+            batch = next(self._val_batches)
             logits_BRHW = self.strategy.network(self._image(batch))
             totals = totals + self.criterion.totals(logits_BRHW, batch.label_BHW)
             truth_BRHW = region_targets(batch.label_BHW, self.criterion.bits)
@@ -239,7 +239,8 @@ class Trainer:
         return batch.image_BCHW.contiguous(memory_format=order)
 
     def _save(self, log: StepLog, is_best: bool = False) -> None:
-        """Copies the state, on all ranks, and leaves it to the writer of rank 0."""
+        """Copies the state, on all ranks, and leaves it to the writer of rank 0; the log of its steps goes first."""
+        log.flush()  # a resume from it logs only what comes after
         self.watch.begin("copying a checkpoint")
         start = time.perf_counter()
         self.writer.wait()  # so that at most one copy is in memory

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from distseg.config import Config, config_as_yaml, load_config
 from distseg.data.pipeline import Batch
 from distseg.errors import DistsegError
-from distseg.files import locked, write_json, write_text, written_aside
+from distseg.files import locked, remove_if_empty, write_json, write_text, written_aside
 from distseg.models import SegmentationNetwork, build_model
 from distseg.models.serving import HuSegmenter, build_segmenter
 from distseg.training.checkpoint import Progress
@@ -108,7 +108,7 @@ class RunFolder:
         """
         lock = self.root / "lock"
         with contextlib.ExitStack() as held:
-            held.callback(_remove_if_empty, self.root)  # a start that was refused leaves nothing
+            held.callback(remove_if_empty, self.root)  # a start that was refused leaves nothing
             try:
                 held.enter_context(locked(lock, f"process {os.getpid()} on {platform.node()}"))
             except BlockingIOError:
@@ -143,8 +143,7 @@ class RunFolder:
     def mark_preempted(self, signum: int, step: int) -> str:
         """Writes preempted.json, by which a job script knows that the run wants to go on; gives the user's line."""
         name = signal.Signals(signum).name
-        if int(os.environ.get("RANK", "0")) == 0:
-            write_json(self.preempted, {"signal": name, "step": step})
+        write_json(self.preempted, {"signal": name, "step": step})
         return f"{self.root}: stopped by {name} after step {step}, which is saved; go on with --resume"
 
     def append_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -325,11 +324,6 @@ def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         if path.exists():
             os.truncate(path, size)
         raise
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def _is_before(row: dict[str, Any], progress: Progress) -> bool:

@@ -86,23 +86,23 @@ class DataParallel:
 
     def averaged(self) -> list[Tensor]:
         """What a moving average of the weights follows, as this rank holds it: parameters, or shards, and statistics."""
-        return [self._shard(parameter) for parameter in self.bare.parameters()] + self.statistics()
+        return [self._shard(tensor) for tensor in self._followed().values()]
 
     def statistics(self) -> list[Tensor]:
         """Floating-point buffers: those of batch norm."""
         return [buffer for buffer in self.bare.buffers() if buffer.is_floating_point()]
 
-    def _shard(self, parameter: Any) -> Tensor:
-        held = parameter.detach()
-        return held.to_local() if isinstance(held, DTensor) else held
-
     def averaged_from(self, weights: dict[str, Tensor]) -> list[Tensor]:
         """What `averaged` gives for a network with those whole weights."""
-        named = [
-            *self.bare.named_parameters(),
-            *((n, b) for n, b in self.bare.named_buffers() if b.is_floating_point()),
-        ]
-        return [self._shard_from(tensor, weights[name]) for name, tensor in named]
+        return [self._shard_from(tensor, weights[name]) for name, tensor in self._followed().items()]
+
+    def _followed(self) -> dict[str, Tensor]:
+        buffers = {name: buffer for name, buffer in self.bare.named_buffers() if buffer.is_floating_point()}
+        return {**dict(self.bare.named_parameters()), **buffers}
+
+    def _shard(self, tensor: Any) -> Tensor:
+        held = tensor.detach()
+        return held.to_local() if isinstance(held, DTensor) else held
 
     def _shard_from(self, tensor: Any, value: Tensor) -> Tensor:
         placed = like(tensor, value)
@@ -238,8 +238,8 @@ class Zero(DataParallel):
             self.network.empty_partition_cache()  # as FSDP2's reshard
         return super().averaged()
 
-    def _shard(self, parameter: Any) -> Tensor:
-        return parameter.ds_tensor.detach() if self.stage == 3 else parameter.detach()
+    def _shard(self, tensor: Any) -> Tensor:
+        return getattr(tensor, "ds_tensor", tensor).detach()  # which parameters have at stage 3
 
     def _shard_from(self, tensor: Any, value: Tensor) -> Tensor:
         if not hasattr(tensor, "ds_tensor"):

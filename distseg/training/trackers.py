@@ -6,12 +6,14 @@ resumed step, W&B passes over steps that it has (their values are the same bits)
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from distseg.errors import DistsegError
 from distseg.files import write_text
+from distseg.training.ranks import on_main
 from distseg.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,10 @@ class Trackers:
             DistsegError: a tracker cannot be started.
         """
         self.accelerator = accelerator
+        self._step_of_mlflow = on_main(accelerator, lambda: self._start(folder, step))
+
+    def _start(self, folder: RunFolder, step: int) -> int:
+        """On rank 0; gives the last step that MLflow has."""
         known = folder.root / "mlflow_run"
         settings: dict[str, dict[str, Any]] = {
             "tensorboard": {"purge_step": step + 1},
@@ -40,9 +46,9 @@ class Trackers:
             "mlflow": {"run_name": folder.root.name, "run_id": known.read_text() if known.exists() else None},
         }
         try:
-            accelerator.init_trackers("distseg", init_kwargs=settings)
-            names = [tracker.name for tracker in accelerator.trackers]
-            self._step_of_mlflow = _start_mlflow(accelerator, known) if "mlflow" in names else None
+            self.accelerator.init_trackers("distseg", init_kwargs=settings)
+            names = [tracker.name for tracker in self.accelerator.trackers]
+            return _start_mlflow(self.accelerator, known) if "mlflow" in names else 0
         except Exception as error:  # each tracker has its own
             raise DistsegError(
                 f"train.trackers: got {error}; each must be within reach; mend it or leave it out"
@@ -55,7 +61,7 @@ class Trackers:
             values = {f"{split}/{key}": row[key] for key in FIGURES if row.get(key) is not None}
             values |= {f"{split}/dice/{name}": value for name, value in row["dice"].items() if value is not None}
             for tracker in self.accelerator.trackers:
-                if tracker.name == "mlflow" and row["step"] <= (self._step_of_mlflow or 0):
+                if tracker.name == "mlflow" and row["step"] <= self._step_of_mlflow:
                     continue
                 try:
                     tracker.log(values, step=row["step"])
@@ -65,10 +71,8 @@ class Trackers:
                     )
 
 
-def _start_mlflow(accelerator: Accelerator, known: Any) -> int:
+def _start_mlflow(accelerator: Accelerator, known: Path) -> int:
     """Notes which MLflow run it is; gives the last step that it has."""
-    if not accelerator.is_main_process:
-        return 0
     from mlflow import MlflowClient
 
     run = accelerator.get_tracker("mlflow", unwrap=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from distseg.files import remove_if_empty
+
 # faulthandler's thread prints the stacks even while Python's lock is held; the collective itself fails a little later.
 SHARE_OF_TIMEOUT = 0.8
 # gloo's errors are RuntimeErrors that only their text tells apart (torch 2.14).
@@ -35,6 +37,7 @@ class Watch:
         self._file.close()
         if self.path.stat().st_size == 0:
             self.path.unlink()
+            remove_if_empty(self.path.parent)
 
 
 def is_lost_rank(error: BaseException) -> bool:
