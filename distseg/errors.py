@@ -46,7 +46,9 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
         except (DistsegError, OSError) as error:
             if isinstance(error, RankError) or int(os.environ.get("RANK", "0")) == 0:
                 kind = "" if isinstance(error, Stopped) else "error: "
-                print(f"{kind}{' '.join(str(error).split())}", file=sys.stderr)
+                # Another rank's progress bar may stand in the terminal's line.
+                before = "\n" if isinstance(error, RankError) and sys.stderr.isatty() else ""
+                print(f"{before}{kind}{' '.join(str(error).split())}", file=sys.stderr)
             return getattr(error, "status", 1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -1,10 +1,12 @@
-"""What is seen of a training run while it runs: progress bar, metrics.jsonl, trackers, the sample log."""
+"""What is seen of a training run while it runs: progress bar or lines, metrics.jsonl, trackers, the sample log."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepLog:
-    """Progress bar, metrics.jsonl, trackers and the sample log; one device synchronisation a flush."""
+    """Progress bar (lines where there is no terminal), metrics.jsonl, trackers, samples; one device synchronisation a flush."""
 
     def __init__(self, trainer: Trainer, total_steps: int):
         self.trainer = trainer
@@ -34,9 +36,12 @@ class StepLog:
             initial=trainer.progress.step,
             desc="train",
             unit="step",
-            disable=not self.main,
+            # A bar in a log file is one endless line, into which other ranks print: None is "only on a terminal".
+            disable=None if self.main else True,
             smoothing=0.1,
         )
+        self._plain = self.main and self.bar.disable
+        self._first_step, self._total_steps, self._start = trainer.progress.step, total_steps, time.perf_counter()
         self._waiting: list[tuple[dict[str, Any], torch.Tensor]] = []
         self._unwritten: list[dict[str, Any]] = []
         self._data_wait_s = self._stall_s = 0.0
@@ -83,7 +88,10 @@ class StepLog:
         shown += f", {speed:.1f} slices/s, data wait {shares['data_wait']:.0%}{self._memory()}"
         if skipped := self.trainer.progress.skipped_steps:
             shown += f", {skipped} skipped"
-        self.bar.set_postfix_str(f"loss {last_loss:.4f}, Dice {shown}", refresh=False)
+        shown = f"loss {last_loss:.4f}, Dice {shown}"
+        self.bar.set_postfix_str(shown, refresh=False)
+        if self._plain:
+            print(f"step {rows[-1]['step']}/{self._total_steps}  {shown}, {self._time_left()} left", file=sys.stderr)
 
     def add_validation(self, loss: float, dice: dict[str, float], mean_dice: float) -> None:
         progress = self.trainer.progress
@@ -126,6 +134,12 @@ class StepLog:
                 self.trainer.folder.write_score_list()
         except OSError as error:
             logger.warning("metrics: not written (%s); kept in memory, training goes on", error)
+
+    def _time_left(self) -> str:
+        """At the pace since the start, validation and checkpoints included."""
+        step = self.trainer.progress.step
+        pace_s = (time.perf_counter() - self._start) / (step - self._first_step)
+        return str(timedelta(seconds=round(pace_s * (self._total_steps - step))))
 
     def _memory(self) -> str:
         device = self.trainer.accelerator.device

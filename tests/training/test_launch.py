@@ -106,7 +106,9 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_itself(
 
 def test_resume_without_a_checkpoint_starts_fresh_and_says_so(store: Path, tmp_path: Path, run_command: Run) -> None:
     settings = [*SMALL, f"data.store={store}", f"output_dir={tmp_path / 'run'}", "train.max_steps=1"]
-    assert "no complete checkpoint there" in run_command("distseg", "train", *settings, "--resume").stdout
+    done = run_command("distseg", "train", *settings, "--resume")
+    assert "no complete checkpoint there" in done.stdout
+    assert "\nstep 1/1  loss " in f"\n{done.stderr}" and "\r" not in done.stderr  # a log file gets lines, not a bar
 
 
 @pytest.mark.dist

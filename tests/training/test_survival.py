@@ -142,6 +142,22 @@ def test_a_preempted_run_saves_leaves_its_marker_and_goes_on_bit_for_bit(
     assert logs[0] == logs[1]
 
 
+def test_a_kill_right_after_a_checkpoint_loses_no_line_of_the_log(
+    store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    words = settings(store, tmp_path, "train.max_steps=6", "checkpoint.every_steps=4", "train.log_every_steps=100")
+    script = "import os, signal, sys, distseg.training.loop as loop, distseg.train as train\n" + (
+        "save = loop.Trainer._save\n"
+        "def killed(self, *args):\n    save(self, *args)\n    self.writer.wait()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "loop.Trainer._save = killed\n"
+        "train.main()"
+    )
+    assert run_command(sys.executable, "-c", script, *words, ok=False).returncode == -signal.SIGKILL
+    assert [row["step"] for row in train_rows(tmp_path)] == [1, 2, 3, 4]
+    run_command("distseg", "train", *words, "--resume")
+    assert [row["step"] for row in train_rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_ctrl_c_once_finishes_the_step_and_saves(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with started("distseg", "train", *settings(store, out)) as job:
