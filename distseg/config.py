@@ -322,6 +322,21 @@ class EvaluateConfig:
     """patient resamples behind the 95% interval"""
     batch_size: int = 4
     """slices in one forward pass"""
+    tta: bool = False
+    """test-time augmentation: the mean probability over the image's four flips, at each size of tta_scales"""
+    tta_scales: tuple[float, ...] = (1.0,)
+    """multiples of the size that the network works at"""
+    window: int | None = None
+    """larger images are seen through half overlapping windows of this side, pixels; None: whole"""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.threshold < 1, "evaluate.threshold", self.threshold, "must be in (0, 1)")
+        for name in ("bootstrap_resamples", "batch_size"):
+            _require(getattr(self, name) >= 1, f"evaluate.{name}", getattr(self, name), "must be at least 1")
+        scales, window = self.tta_scales, self.window
+        in_range = len(scales) > 0 and all(0.1 <= scale <= 10 for scale in scales)
+        _require(in_range, "evaluate.tta_scales", scales, "must name sizes from 0.1 to 10")
+        _require(window is None or window >= 32, "evaluate.window", window, "must be at least 32")
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,150 @@
 """Scores a run: `distseg evaluate RUN [--split val|test]` writes RUN/eval/<split>/.
 
-Volumes are scored at their own resolution through the served model, so the figures are those of the exported file. The
-predecessor's flags work too: `distseg/evaluate.py --datadir SRC --savedir_base RUNS -ei unetplus_densenet201`.
+Volumes are scored at their own resolution through the served model, so the figures are those of the exported file. Over
+several ranks (`accelerate launch ... distseg/evaluate.py RUN`, `torchrun`) the figures are the same. RUN may also be a
+folder of masks, <case>.nii.gz, that anything else made: name the store then.
+
+`distseg evaluate --compare RUN_A RUN_B` pairs two evaluations case by case. The predecessor's flags work too:
+`distseg/evaluate.py --datadir SRC --savedir_base RUNS -ei unetplusplus_densenet161`.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     sys.path.pop(0)  # as in train.py
 
-from distseg.errors import one_line_errors
+from distseg.errors import DistsegError, one_line_errors
+
+if TYPE_CHECKING:
+    from distseg.training.comparison import Requirement
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from distseg.training.evaluation import evaluate_run
-
+    if args.compare:
+        compare(args.compare[0], args.compare[1], args.split)
+        return 0
     run = args.run or args.savedir_base / args.exp_id
-    summary = evaluate_run(run, args.split, args.store)
-    print(f"{run}, split {args.split}: {summary['n_cases']} cases of {summary['n_patients']} patients")
+    summary = tune_and_score(run, args)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print_summary(run, args.split, summary)
+        check(args.require, summary)
+    return 0
+
+
+def tune_and_score(run: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from distseg.config import load_config
+    from distseg.training.evaluation import evaluate_masks, evaluate_run
+    from distseg.training.tuning import tune_run
+
+    overrides = [*args.overrides, *(["evaluate.tta=true"] if args.tta else [])]
+    if args.store and not (run / "config.yaml").is_file() and run.is_dir():
+        return evaluate_masks(run, args.split, args.store, load_config(args.config, overrides))
+    if wrong := [word for word in overrides if not word.startswith("evaluate.")]:
+        raise DistsegError(
+            f"override: got {wrong[0]}; a run is scored as it was trained, but for evaluate.*; leave it out"
+        )
+    if args.tune and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DistsegError("--tune: got several ranks; it runs in one process; leave the launcher out")
+    if args.tune:
+        print_tuned(tune_run(run, args.store, overrides))
+    return evaluate_run(run, args.split, args.store, overrides, args.ensemble, args.raw)
+
+
+def print_summary(run: Path, split: str, summary: dict[str, Any]) -> None:
+    print(f"{run}, split {split}: {summary['n_cases']} cases of {summary['n_patients']} patients")
     for region, scores in summary["regions"].items():
         dice = scores["dice"]
-        interval = "" if dice["ci95"] is None else f" (95% CI {dice['ci95'][0]:.4f} to {dice['ci95'][1]:.4f})"
-        mean = "undefined" if dice["mean"] is None else f"{dice['mean']:.4f}"
-        pooled = scores["pooled"]["dice"]
         print(
-            f"  {region}: Dice {mean}{interval}, pooled {'undefined' if pooled is None else f'{pooled:.4f}'}; "
+            f"  {region}: Dice {_shown(dice['mean'])}{_interval(dice)}, pooled {_shown(scores['pooled']['dice'])}, per patient "
+            f"{_shown(scores['per_patient']['dice']['mean'])}; NSD at 1 and 2 mm {_shown(scores['nsd_1mm']['mean'])} and "
+            f"{_shown(scores['nsd_2mm']['mean'])}, HD95 {_shown(scores['hd95_mm']['mean'], 2)} mm; "
             f"{scores['n_empty_truth']} empty truths, {scores['n_empty_prediction']} empty predictions"
         )
-    print(f"written to {run / 'eval' / args.split}")
-    return 0
+    if without := summary["n_without_spacing"]:
+        print(f"  {without} cases without a voxel spacing have no NSD, HD95 and volumes")
+    print(f"written to {run / 'eval' / split}")
+
+
+def print_tuned(found: dict[str, Any]) -> None:
+    for region, dice in found["dice"].items():
+        rule = ", ".join(f"{key} {value}" for key, value in found["rules"][region].items() if value is not None)
+        print(
+            f"tuned on {found['n_cases']} validation cases, {region}: {rule}; Dice {_shown(dice['plain'])} -> {_shown(dice['chosen'])}"
+        )
+
+
+def check(requirements: "Sequence[Requirement]", summary: dict[str, Any]) -> None:
+    if unmet := [text for requirement in requirements if (text := requirement.unmet(summary))]:
+        raise DistsegError(f"--require: {'; '.join(unmet)}; train longer or lower the bar")
+
+
+def compare(first: Path, second: Path, split: str) -> None:
+    from distseg.training.comparison import compare_runs
+
+    found = compare_runs(first, second, split)
+    print(f"{second} minus {first}, split {split}: {found['n_cases']} cases of {found['n_patients']} patients")
+    for region, scores in found["regions"].items():
+        for name, one in scores.items():
+            p = "" if one["p"] is None else f", Wilcoxon p {one['p']:.3g}"
+            print(
+                f"  {region} {name}: {_shown(one['first'])} -> {_shown(one['second'])}, difference "
+                f"{_shown(one['difference'])}{_interval(one)}{p} (n = {one['n']})"
+            )
+
+
+def _shown(value: float | None, digits: int = 4) -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(score: dict[str, Any]) -> str:
+    return "" if score["ci95"] is None else f" (95% CI {score['ci95'][0]:.4f} to {score['ci95'][1]:.4f})"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="distseg evaluate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of a trained run")
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of a trained run, or of masks")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="evaluate.key=value", help="changes to the run's evaluate section"
+    )
     parser.add_argument("--split", choices=("val", "test"), default="val", help="whose patients (default val)")
     parser.add_argument("--store", type=Path, help="the store, where it is no longer where the run found it")
+    parser.add_argument("--tta", action="store_true", help="average over flips (evaluate.tta=true)")
+    parser.add_argument("--ensemble", nargs="+", default=[], type=Path, metavar="RUN", help="average with these runs")
+    parser.add_argument("--tune", action="store_true", help="first choose post-processing on the validation cases")
+    parser.add_argument("--raw", action="store_true", help="leave out the run's post-processing")
+    parser.add_argument("--config", type=Path, help="of masks: regions, data.fold and evaluate section")
+    parser.add_argument(
+        "--require", action="append", default=[], type=_requirement, metavar="SCORE>=VALUE",
+        help="exit with 1 unless it holds, e.g. infection.dice>=0.70, lung.pooled.dice>=0.9",
+    )  # fmt: skip
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("RUN_A", "RUN_B"), help="differences, paired by case")
     habits = parser.add_argument_group("the predecessor's flags")
     habits.add_argument("--datadir", type=Path, metavar="SRC", help="accepted; the run knows its store")
     habits.add_argument("--savedir_base", type=Path, metavar="RUNS")
     habits.add_argument("-ei", "--exp_id", metavar="NAME", help="the run is RUNS/NAME")
-    args = parser.parse_args(argv)
-    if (args.run is None) == (args.savedir_base is None or args.exp_id is None):
-        parser.error("give RUN, or --savedir_base RUNS -ei NAME")
+    args = parser.parse_intermixed_args(argv)
+    given = [bool(args.run), bool(args.savedir_base and args.exp_id), bool(args.compare)]
+    if sum(given) != 1:
+        parser.error("give RUN, --compare RUN_A RUN_B, or --savedir_base RUNS -ei NAME")
     return args
+
+
+def _requirement(text: str) -> "Requirement":
+    from distseg.training.comparison import parse_requirement
+
+    try:
+        return parse_requirement(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Segments new volumes: `distseg predict RUN_OR_MODEL IN OUT`.
 
 IN is a NIfTI volume or a folder of them; each mask has its volume's shape, axis order and affine. RUN_OR_MODEL is a run
-folder, a folder that `distseg export` wrote, or its model.pt.
+folder, a folder that `distseg export` wrote, or its model.pt; post-processing that `distseg evaluate --tune` chose is applied.
 """
 
 import argparse
@@ -19,16 +19,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from distseg.data.nifti import read_nifti, write_mask
     from distseg.data.volume import hounsfield
-    from distseg.training.artefact import load_segmenter
+    from distseg.training.artefact import load_rules, load_segmenter
     from distseg.training.inference import inference_device, segment_volume
+    from distseg.training.postprocessing import label_map
 
     work = volumes_and_masks(args.input, args.output)
     device = inference_device()
-    segmenter = load_segmenter(args.model, device)
+    segmenter, post_processing = load_segmenter(args.model, device), load_rules(args.model)
     for source, target in tqdm(work, "predict", unit="volume"):
         volume = read_nifti(source)
         hu_ZYX, origin = hounsfield(volume, args.intensity)
-        mask_ZYX = segment_volume(segmenter, hu_ZYX, device, args.batch_size)
+        mask_ZYX, probability_RZYX = segment_volume(segmenter, hu_ZYX, device, args.batch_size)
+        if post_processing is not None:
+            rules, regions = post_processing
+            mask_ZYX = label_map(rules, probability_RZYX, regions)
         write_mask(target, mask_ZYX, source)
         voxel_ml = np.prod(volume.spacing_mm or 0) / 1000
         found = [(label, np.count_nonzero(mask_ZYX == label) * voxel_ml) for label in np.unique(mask_ZYX) if label]

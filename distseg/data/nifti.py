@@ -44,6 +44,19 @@ def write_mask(path: Path, mask_ZYX: np.ndarray, like: Path) -> None:
         nib.save(image, aside)
 
 
+def write_labels(path: Path, labels_ZYX: np.ndarray, spacing_mm: tuple[float, float, float] | None) -> None:
+    """Writes a uint8 label map as `read_nifti` gives it back; its place in the scanner is not kept.
+
+    Args:
+        path, labels_ZYX: what goes where.
+        spacing_mm: z, y, x; None: voxels of 1 mm, for the format has no word for not knowing.
+    """
+    z_mm, y_mm, x_mm = spacing_mm or (1.0, 1.0, 1.0)
+    image = nib.Nifti1Image(labels_ZYX.T.astype(np.uint8), np.diag([-x_mm, -y_mm, z_mm, 1.0]))
+    with written_aside(path) as aside:
+        nib.save(image, aside)
+
+
 def _open(path: Path) -> nib.Nifti1Image:
     """The header, checked as far as it goes: no voxel is read yet."""
     if not path.is_file():

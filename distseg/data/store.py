@@ -131,6 +131,14 @@ class Slices(Sequence[SliceFiles]):
             first = end - case.shape[0]
             yield case, places[np.searchsorted(places, first) : np.searchsorted(places, end)] - first
 
+    def of_cases(self, numbers: Sequence[int]) -> "Slices":
+        """Only those of some cases, by their numbers in `cases`, ascending; a case without a slice here is left out."""
+        wanted = set(numbers)
+        parts = [part for number, part in enumerate(self.by_case()) if number in wanted and len(part[1])]
+        first = np.cumsum([0, *(case.shape[0] for case, _ in parts)])
+        places = [z + start for (_, z), start in zip(parts, first, strict=False)]
+        return Slices(self._root, [case for case, _ in parts], np.concatenate([np.empty(0, np.int64), *places]))
+
     def holding(self, label_names: Sequence[str]) -> np.ndarray:
         """Indices of the slices that hold any of the labels, ascending."""
         held = np.zeros(int(self._ends[-1]) if len(self._ends) else 0, bool)

@@ -6,12 +6,13 @@ The network is traced, the segmenter around it scripted: a traced segmenter woul
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ from distseg.config import Config
 from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, is_free, sha256_of, write_json
+from distseg.models import SegmentationNetwork
 from distseg.models.serving import HuSegmenter, write_order
-from distseg.training.inference import Segmenter, inference_device, val_dice
+from distseg.training.inference import Segmenter, inference_device, segment_cases, split_slices
+from distseg.training.postprocessing import RegionRule, read_rules, rules_as_dict
 from distseg.training.run_folder import RunFolder, best_metadata, load_best, open_run
+from distseg.training.scoring import pooled_dice
 
 MAX_DEPTH = 4  # of Unet++ on five encoder levels
 METADATA = "distseg.json"  # name of the metadata inside model.pt
@@ -60,11 +64,13 @@ def export_run(run: Path, out: Path, depth: int | None = None) -> dict[str, Any]
         )
     network, segmenter = load_best(folder, config, depth)
     described = describe(config, network, segmenter, best_metadata(folder))
+    rules = read_rules(run)  # of whole volumes: not in the file, applied by `distseg predict`
+    described["postprocessing"] = rules_as_dict(rules)
     if config.model.deep_supervision:
         described["model"]["depth"] = depth or MAX_DEPTH
         described["depths"] = describe_depths(folder, config)
     with folder_written_aside(out) as aside:
-        write_torchscript(segmenter, network, aside / "model.pt", described)
+        write_torchscript(segmenter, aside / "model.pt", described)
         described["verification"] = verify(segmenter, aside / "model.pt")
         described["sha256"] = sha256_of(aside / "model.pt")
         write_json(aside / "model.json", described)
@@ -89,6 +95,7 @@ def describe(config: Config, network: nn.Module, segmenter: HuSegmenter, best: d
         "image_size": segmenter.image_size,
         "stride": segmenter.stride,
         "threshold": segmenter.threshold,
+        "test_time_augmentation": config.evaluate.tta,
         "model": {"encoder": config.model.encoder, "decoder": config.model.decoder},
         "weights_sha256": digest_of_weights(network),
         "training": {"config_sha256": config.digest(), "best": best},
@@ -112,22 +119,26 @@ def describe_depths(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
             network(image)
         row: dict[str, Any] = {"depth": depth, "parameters": sum(p.numel() for p in network.parameters())}
         row["gmacs"] = round(counted.get_total_flops() / 2e9, 3)
-        row["dice"] = None if opened is None else val_dice(segmenter, opened, config, inference_device())
+        row["dice"] = None
+        if opened is not None:
+            device, slices = inference_device(), split_slices(config, opened, "val")
+            row["dice"] = pooled_dice(
+                segment_cases(segmenter.to(device), opened, slices, config, device), config.regions
+            )
         rows.append(row)
     return rows
 
 
-def write_torchscript(segmenter: HuSegmenter, network: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
-    """Traces the network, scripts the segmenter around it and saves both as one file."""
+def write_torchscript(segmenter: HuSegmenter, path: Path, metadata: dict[str, Any]) -> None:
+    """Traces the network, or each of an ensemble's, scripts the segmenter around it and saves both as one file."""
     side = 2 * segmenter.stride
-    windows_hu = list(zip(segmenter.low_hu, segmenter.high_hu, strict=True))
-    channels = len(windows_hu) * segmenter.n_slices
+    image_BCHW = torch.zeros(1, len(segmenter.low_hu) * segmenter.n_slices, side, side)
+    scriptable = copy.deepcopy(segmenter)
+    networks = [(name, part) for name, part in scriptable.named_modules() if isinstance(part, SegmentationNetwork)]
     with _torchscript(), torch.inference_mode():
-        traced = torch.jit.trace(network, torch.zeros(1, channels, side, side), check_trace=False)
-        settings = windows_hu, segmenter.n_slices, segmenter.image_size, segmenter.stride, segmenter.threshold
-        written = list(zip(segmenter.region_order, segmenter.label_order, strict=True))
-        scripted = torch.jit.script(HuSegmenter(traced, *settings, written).eval())
-        scripted.save(str(path), _extra_files={METADATA: json.dumps(metadata)})
+        for name, network in networks:
+            scriptable.set_submodule(name, torch.jit.trace(network, image_BCHW, check_trace=False))
+        torch.jit.script(scriptable).save(str(path), _extra_files={METADATA: json.dumps(metadata)})
 
 
 def verify(segmenter: HuSegmenter, path: Path) -> dict[str, Any]:
@@ -190,6 +201,18 @@ def load_segmenter(source: Path, device: torch.device) -> Segmenter:
             f"model {path}: got a TorchScript file without {METADATA}; it must come from `distseg export`"
         )
     return model.eval()
+
+
+def load_rules(source: Path) -> tuple[dict[str, RegionRule], dict[str, Sequence[int]]] | None:
+    """Post-processing of a run or an export folder, with the regions that it is of; None where none was chosen."""
+    if (source / "config.yaml").is_file():
+        rules = read_rules(source)
+        return None if rules is None else (rules, dict(open_run(source)[1].regions))
+    beside = (source if source.is_dir() else source.parent) / "model.json"
+    described = json.loads(beside.read_text()) if beside.is_file() else {}
+    if described.get("postprocessing") is None:
+        return None
+    return {name: RegionRule(**rule) for name, rule in described["postprocessing"].items()}, described["regions"]
 
 
 def digest_of_weights(network: nn.Module) -> str:

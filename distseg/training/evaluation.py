@@ -1,122 +1,180 @@
-"""Honest scores of a run: per case, per patient and pooled, each with what it says about empty masks."""
+"""Honest scores of a run, or of masks that something else made, in `eval/<split>/`; any number of ranks gives the same figures.
 
-import math
-from collections.abc import Sequence
+eval/<split>/  summary.json  per_case.csv  per_patient.csv  per_slice.csv  probabilities.json  masks/<case>.nii.gz
+               figures/<region>_<worst|median|best>.png
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from distseg.config import Config
-from distseg.data.store import Case, open_store
+from distseg.data.nifti import write_labels
+from distseg.data.store import Case, Slices, Store, open_store
+from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, write_json
-from distseg.metrics import (
-    SCORES,
-    EmptyPolicy,
-    mean_defined,
-    none_if_undefined,
-    patient_bootstrap_ci,
-    scores_from_counts,
+from distseg.training.figures import draw_ranked_slices
+from distseg.training.inference import SegmentedCase, inference_device, read_masks, segment_cases, split_slices
+from distseg.training.postprocessing import read_rules, rules_as_dict
+from distseg.training.ranks import connect_ranks, disconnect_ranks, on_main
+from distseg.training.run_folder import best_metadata, load_ensemble, open_run, write_csv
+from distseg.training.scoring import (
+    CaseScores,
+    probabilities,
+    rows_of_cases,
+    rows_of_patients,
+    rows_of_slices,
+    score_case,
+    summarise,
 )
-from distseg.training.figures import draw_overlays, telling_slices
-from distseg.training.inference import inference_device, score_cases
-from distseg.training.run_folder import best_metadata, load_best, open_run, write_csv
-
-OVERLAY_CASES = 4  # a picture per case up to here: enough to look at, few enough to draw
 
 
-def evaluate_run(run: Path, split: str, store: Path | None = None) -> dict[str, Any]:
-    """Scores the best weights of a run and writes RUN/eval/<split>/: per_case.csv, per_patient.csv, summary.json, figures/.
+def evaluate_run(
+    run: Path,
+    split: str,
+    store: Path | None = None,
+    overrides: Sequence[str] = (),
+    ensemble: Sequence[Path] = (),
+    raw: bool = False,
+) -> dict[str, Any]:
+    """Scores the best weights of a run and writes RUN/eval/<split>/.
 
     Args:
         run: folder of the run.
         split: "val" (the fold it was validated on) or "test".
         store: another place of the store; None: as in the run's config.
+        overrides: `evaluate.key=value` over the run's config.
+        ensemble: other runs, whose probabilities are averaged with this one's.
+        raw: leave out RUN/postprocessing.json, where there is one.
 
     Returns:
         What is in summary.json; undefined values are None.
+
+    Raises:
+        DistsegError: no finished run, no case in the split, or a member of the ensemble that has seen the split's patients.
     """
-    folder, config = open_run(run)
+    folder, config = open_run(run, overrides)
     opened = open_store(store or Path(config.data.store))
-    slices = opened.slices_of_split(split, config.data.fold, config.seed if config.data.leaky_slice_split else None)
-    cases = slices.cases
-    device = inference_device()
-    _, segmenter = load_best(folder, config)
-    with folder_written_aside(run / "eval" / split) as aside:
-        counts: dict[str, np.ndarray] = {}
-        scored_cases = score_cases(
-            segmenter.to(device), opened, slices, config.regions, device, config.evaluate.batch_size
-        )
-        for scored in tqdm(scored_cases, f"evaluate {split}", total=len(cases), unit="volume"):
-            counts[scored.case.id] = scored.counts_R4
-            if len(counts) <= OVERLAY_CASES:
-                draw_overlays(telling_slices(scored), aside / "figures" / f"{scored.case.id}.png")
-        summary = summarise(config, split, cases, counts) | {"model": best_metadata(folder)}
-        policy, regions = config.evaluate.empty_masks, list(config.regions)
-        write_csv(aside / "per_case.csv", [_row(c.id, c.patient, regions, counts[c.id], policy) for c in cases])
-        of_patients = _counts_of_patients(cases, counts)
-        write_csv(aside / "per_patient.csv", [_row("all", p, regions, n, policy) for p, n in of_patients.items()])
-        write_json(aside / "summary.json", summary)
+    slices = split_slices(config, opened, split)
+    rules = None if raw else read_rules(run)
+    members = [(folder, config), *(open_run(other) for other in ensemble)]
+    _check_unseen(members, opened, slices.cases, split)
+
+    def segmented(own: Slices) -> Iterator[SegmentedCase]:
+        device = inference_device()
+        segmenter = load_ensemble(members).to(device)
+        yield from segment_cases(segmenter, opened, own, config, device, rules)
+
+    made_by = {
+        "model": best_metadata(folder),
+        "tta": config.evaluate.tta,
+        "ensemble": [str(path) for path in ensemble],
+        "postprocessing": rules_as_dict(rules),
+    }
+    return _evaluate(run / "eval" / split, config, split, opened, slices, segmented, made_by)
+
+
+def evaluate_masks(masks: Path, split: str, store: Path, config: Config) -> dict[str, Any]:
+    """Scores a folder of label maps, MASKS/<case>.nii.gz, and writes MASKS/eval/<split>/.
+
+    Args:
+        masks: folder of the masks.
+        split, store: whose cases.
+        config: its regions, fold and `evaluate` section.
+
+    Returns:
+        What is in summary.json.
+
+    Raises:
+        DistsegError: a case without a mask, or a mask that is not on its volume's grid.
+    """
+    opened = open_store(store)
+    slices = split_slices(config, opened, split)
+    made_by: dict[str, Any] = {"model": None, "tta": False, "ensemble": [], "postprocessing": None}
+    return _evaluate(
+        masks / "eval" / split, config, split, opened, slices, lambda own: read_masks(masks, opened, own), made_by
+    )
+
+
+def _check_unseen(members: Sequence[tuple[Any, Config]], store: Store, cases: Sequence[Case], split: str) -> None:
+    for folder, config in members[1:]:
+        trained = {case.patient for case in split_slices(config, store, "train").cases}
+        if seen := sorted(trained & {case.patient for case in cases}):
+            raise DistsegError(
+                f"--ensemble: got {folder.root}, which was trained on {len(seen)} of the patients of split {split} ({seen[0]}); "
+                "its score would be no score; use --split test"
+            )
+
+
+def _evaluate(
+    out: Path,
+    config: Config,
+    split: str,
+    store: Store,
+    slices: Slices,
+    segmented: Callable[[Slices], Iterable[SegmentedCase]],
+    made_by: dict[str, Any],
+) -> dict[str, Any]:
+    """Every rank scores its share of the cases; rank 0 writes what all of them found."""
+    untracked = dataclasses.replace(config, train=dataclasses.replace(config.train, trackers=()))
+    ranks = connect_ranks(untracked)
+    clean = False
+    try:
+        with contextlib.ExitStack() as held:
+            aside = Path(on_main(ranks, lambda: str(held.enter_context(folder_written_aside(out)))))
+            own = slices.of_cases(range(ranks.process_index, len(slices.cases), ranks.num_processes))
+            scored = _gathered(lambda: _score(segmented(own), own, config, aside, split, ranks.is_main_process))
+            summary = {
+                "split": split,
+                "fold": config.data.fold,
+                "leaky_slice_split": config.data.leaky_slice_split,
+                "threshold": config.evaluate.threshold,
+                **made_by,
+                **summarise(config, scored),
+            }
+            on_main(ranks, lambda: _write(aside, config, store, scored, summary))
+        clean = True
+    finally:
+        disconnect_ranks(clean)
     return summary
 
 
-def summarise(
-    config: Config, split: str, cases: Sequence[Case], counts_of_case: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """Means over cases with 95% patient bootstrap intervals, and scores of all voxels pooled, for each region.
-
-    Args:
-        config: of the run; its `evaluate` section holds the policy for empty masks.
-        split: name for the record.
-        cases: what was scored.
-        counts_of_case: case id -> (R, 4) tp, fp, fn, tn.
-    """
-    settings = config.evaluate
-    regions = {}
-    for index, region in enumerate(config.regions):
-        counts = [counts_of_case[case.id][index] for case in cases]
-        scores = [scores_from_counts(n, settings.empty_masks) for n in counts]
-        patients = [case.patient for case in cases]
-        entry: dict[str, Any] = {}
-        for name in SCORES:
-            values = [score[name] for score in scores]
-            interval = patient_bootstrap_ci(values, patients, settings.bootstrap_resamples, config.seed)
-            entry[name] = {
-                "mean": none_if_undefined(mean_defined(values)),
-                "ci95": None if math.isnan(interval[0]) else list(interval),
-                "n": sum(not math.isnan(value) for value in values),
-            }
-        pooled = scores_from_counts(np.sum(counts, axis=0), settings.empty_masks)
-        entry["pooled"] = {name: none_if_undefined(value) for name, value in pooled.items()}
-        entry["n_empty_truth"] = sum(int(tp + fn == 0) for tp, _, fn, _ in counts)
-        entry["n_empty_prediction"] = sum(int(tp + fp == 0) for tp, fp, _, _ in counts)
-        regions[region] = entry
-    return {
-        "split": split,
-        "fold": config.data.fold,
-        "leaky_slice_split": config.data.leaky_slice_split,
-        "n_cases": len(cases),
-        "n_patients": len({case.patient for case in cases}),
-        "empty_masks": settings.empty_masks,
-        "threshold": settings.threshold,
-        "bootstrap_resamples": settings.bootstrap_resamples,
-        "regions": regions,
-    }
+def _score(
+    segmented: Iterable[SegmentedCase], own: Slices, config: Config, aside: Path, split: str, seen: bool
+) -> list[CaseScores]:
+    scored = []
+    for case in tqdm(segmented, f"evaluate {split}", total=len(own.cases), unit="volume", disable=not seen):
+        scored.append(score_case(case, config.regions))
+        mask_ZYX = np.zeros(case.case.shape, np.uint8)  # the leaky split scores some slices of a case only
+        mask_ZYX[case.z] = case.mask_ZYX
+        write_labels(aside / "masks" / f"{case.case.id}.nii.gz", mask_ZYX, case.case.spacing_mm)
+    return scored
 
 
-def _counts_of_patients(cases: Sequence[Case], counts_of_case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A patient's score is that of all the voxels of their volumes."""
-    counts: dict[str, np.ndarray] = {}
-    for case in cases:
-        counts[case.patient] = counts.get(case.patient, 0) + counts_of_case[case.id]
-    return counts
+def _gathered(work: Callable[[], list[CaseScores]]) -> list[CaseScores]:
+    """What all ranks found, sorted by case; a mistake that one of them meets stops all."""
+    outcome: list[Any]
+    try:
+        outcome = list(work())
+    except (DistsegError, OSError) as error:
+        outcome = [str(error)]
+    found = gather_object(outcome)
+    if failures := [one for one in found if isinstance(one, str)]:
+        raise DistsegError(failures[0])
+    return sorted(found, key=lambda scored: scored.case)
 
 
-def _row(name: str, patient: str, regions: Sequence[str], counts_R4: np.ndarray, policy: EmptyPolicy) -> dict[str, Any]:
-    row: dict[str, Any] = {"case": name, "patient": patient}
-    for region, counts in zip(regions, counts_R4, strict=True):
-        scores = scores_from_counts(counts, policy)
-        row |= {f"{region}_{score}": "" if math.isnan(value) else f"{value:.6f}" for score, value in scores.items()}
-        row |= {f"{region}_{kind}": int(n) for kind, n in zip(("tp", "fp", "fn", "tn"), counts, strict=True)}
-    return row
+def _write(aside: Path, config: Config, store: Store, scored: Sequence[CaseScores], summary: dict[str, Any]) -> None:
+    write_csv(aside / "per_case.csv", rows_of_cases(config, scored))
+    write_csv(aside / "per_patient.csv", rows_of_patients(config, scored))
+    write_csv(aside / "per_slice.csv", rows_of_slices(config, scored))
+    if (bins := probabilities(config, scored)) is not None:
+        write_json(aside / "probabilities.json", bins)
+    draw_ranked_slices(aside, store, list(config.regions), scored)
+    write_json(aside / "summary.json", summary)

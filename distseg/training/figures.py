@@ -11,13 +11,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from distseg.config import Config
+from distseg.data.nifti import read_nifti
 from distseg.data.preview import LABEL_COLOURS, draw_outlines
-from distseg.data.store import Store
+from distseg.data.store import Case, Store, read_slice
 from distseg.files import written_aside
-from distseg.training.inference import ScoredCase, score_cases
+from distseg.training.inference import SegmentedCase, segment_cases
 from distseg.training.run_folder import RunFolder, load_best, read_rows
+from distseg.training.scoring import CaseScores
 
 LUNG_WINDOW_HU = (-1250, 250)
+SLICES_SHOWN = 3  # of each rank
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,54 @@ def draw_run(folder: RunFolder, config: Config, store: Store, device: torch.devi
         return
     _, segmenter = load_best(folder, config)
     slices = store.slices_of(store.cases_of("val", config.data.fold)[:2])
-    scored = score_cases(segmenter.to(device), store, slices, config.regions, device, config.evaluate.batch_size)
-    draw_overlays([overlay for case in scored for overlay in telling_slices(case)], folder.figures / "overlays.png")
+    segmented = segment_cases(segmenter.to(device), store, slices, config, device)
+    draw_overlays([overlay for case in segmented for overlay in telling_slices(case)], folder.figures / "overlays.png")
 
 
-def telling_slices(scored: ScoredCase) -> list[Overlay]:
+def telling_slices(segmented: SegmentedCase) -> list[Overlay]:
     """The slices of a case with most disease, with most error, and in its middle."""
-    disease = (scored.truth_ZYX == scored.truth_ZYX.max()).sum(axis=(1, 2))
-    error = (scored.truth_ZYX != scored.mask_ZYX).sum(axis=(1, 2))
+    truth_ZYX, mask_ZYX = segmented.truth_ZYX, segmented.mask_ZYX
+    disease = (truth_ZYX == truth_ZYX.max()).sum(axis=(1, 2))
+    error = (truth_ZYX != mask_ZYX).sum(axis=(1, 2))
     chosen = {int(disease.argmax()): "most disease", int(error.argmax()): "most error", len(error) // 2: "middle"}
     return [
-        Overlay(f"{scored.case.id}, slice {z}: {why}", scored.hu_ZYX[z], scored.truth_ZYX[z], scored.mask_ZYX[z])
+        Overlay(f"{segmented.case.id}, slice {z}: {why}", segmented.hu_ZYX[z], truth_ZYX[z], mask_ZYX[z])
         for z, why in chosen.items()
     ]
+
+
+def draw_ranked_slices(folder: Path, store: Store, regions: Sequence[str], scored: Sequence[CaseScores]) -> None:
+    """figures/<region>_<worst|median|best>.png of an evaluation whose masks/ are written: three slices each, by Dice."""
+    cases = {case.id: case for case in store.cases}
+    for index, region in enumerate(regions):
+        ranked = _ranked_slices(scored, index)
+        middle = max(0, (len(ranked) - SLICES_SHOWN) // 2)
+        shown = {
+            "worst": ranked[:SLICES_SHOWN],
+            "median": ranked[middle:][:SLICES_SHOWN],
+            "best": ranked[-SLICES_SHOWN:],
+        }
+        for rank, slices in shown.items():
+            overlays = [_overlay(folder, store, cases[case], z, dice) for dice, _, case, z in slices]
+            if overlays:
+                draw_overlays(overlays, folder / "figures" / f"{region}_{rank}.png")
+
+
+def _ranked_slices(scored: Sequence[CaseScores], index: int) -> list[tuple[float, int, str, int]]:
+    """(Dice, minus the wrong pixels, case, z), worst first; slices that are empty in truth and prediction have no Dice."""
+    rows = [
+        (case.case, z, *counts)
+        for case in scored
+        for z, counts in zip(case.z.tolist(), case.counts_ZR4[:, index].tolist(), strict=True)
+    ]
+    return sorted((2 * tp / (2 * tp + fp + fn), -fp - fn, case, z) for case, z, tp, fp, fn, _ in rows if tp + fp + fn)
+
+
+def _overlay(folder: Path, store: Store, case: Case, z: int, dice: float) -> Overlay:
+    files = store.slices_of([case])[z]
+    mask_ZYX = read_nifti(folder / "masks" / f"{case.id}.nii.gz").values_ZYX
+    title = f"{case.id}, slice {z}: Dice {dice:.3f}"
+    return Overlay(title, read_slice(files.image), read_slice(files.label), mask_ZYX[z])
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -1,17 +1,20 @@
-"""Volumes through the served model, and the scores of a split's cases."""
+"""Volumes through the served model: the cases of a split, each with its truth and its mask."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from distseg.config import Config
+from distseg.data.nifti import is_nifti, nifti_stem, read_nifti
 from distseg.data.store import Case, Slices, Store
-from distseg.kernels import region_bits, region_targets
-from distseg.metrics import confusion_counts, none_if_undefined, scores_from_counts
+from distseg.errors import DistsegError
+from distseg.training.postprocessing import RegionRule, label_map
+
+Rules = Mapping[str, RegionRule]
 
 
 class Segmenter(Protocol):
@@ -23,13 +26,18 @@ class Segmenter(Protocol):
 
 
 @dataclass(frozen=True)
-class ScoredCase:
+class SegmentedCase:
+    """The slices of a case that count, with truth and mask."""
+
     case: Case
-    counts_R4: np.ndarray
-    """tp, fp, fn, tn of each region, voxels"""
+    z: np.ndarray
+    """their numbers, ascending"""
     hu_ZYX: np.ndarray
     truth_ZYX: np.ndarray
     mask_ZYX: np.ndarray
+    """uint8 labels"""
+    probability_RZYX: np.ndarray | None = None
+    """of each region; None where only masks are known"""
 
 
 def inference_device() -> torch.device:
@@ -37,9 +45,17 @@ def inference_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def split_slices(config: Config, store: Store, split: str) -> Slices:
+    """The slices that a run is scored on."""
+    leaky_seed = config.seed if config.data.leaky_slice_split else None
+    return store.slices_of_split(split, config.data.fold, leaky_seed)
+
+
 @torch.inference_mode()
-def segment_volume(segmenter: Segmenter, hu_ZYX: np.ndarray, device: torch.device, batch_size: int) -> np.ndarray:
-    """Labels of a volume, slice by slice.
+def segment_volume(
+    segmenter: Segmenter, hu_ZYX: np.ndarray, device: torch.device, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities of a volume, slice by slice.
 
     Args:
         segmenter: on `device`.
@@ -48,41 +64,68 @@ def segment_volume(segmenter: Segmenter, hu_ZYX: np.ndarray, device: torch.devic
         batch_size: slices in one forward pass.
 
     Returns:
-        uint8 labels [Z, Y, X].
+        uint8 labels [Z, Y, X] and float32 probabilities [R, Z, Y, X].
     """
     neighbours = segmenter.n_slices // 2
     around = np.arange(-neighbours, neighbours + 1)  # a volume's end slices repeat
-    masks = []
+    masks, probabilities = [], []
     for start in range(0, len(hu_ZYX), batch_size):
         z_B1 = np.arange(start, min(start + batch_size, len(hu_ZYX)))[:, None]
         hu_BCHW = torch.from_numpy(hu_ZYX[np.clip(z_B1 + around, 0, len(hu_ZYX) - 1)]).to(device)
-        masks.append(segmenter(hu_BCHW)[0].squeeze(1).cpu().numpy())
-    return np.concatenate(masks)
+        mask_B1HW, probability_BRHW = segmenter(hu_BCHW)
+        masks.append(mask_B1HW.squeeze(1).cpu().numpy())
+        probabilities.append(probability_BRHW.cpu().numpy())
+    return np.concatenate(masks), np.concatenate(probabilities).swapaxes(0, 1)
 
 
-def val_dice(segmenter: nn.Module, store: Store, config: Config, device: torch.device) -> dict[str, float]:
-    """Dice of each region over all voxels of the validation split; NaN is None as JSON wants it."""
-    slices = store.slices_of_split("val", config.data.fold, config.seed if config.data.leaky_slice_split else None)
-    batch_size = config.evaluate.batch_size
-    scored = score_cases(segmenter.to(device), store, slices, config.regions, device, batch_size)  # type: ignore[arg-type]
-    counts_R4 = sum(case.counts_R4 for case in scored)
-    rows = zip(config.regions, counts_R4, strict=True)  # type: ignore[arg-type]
-    return {name: none_if_undefined(scores_from_counts(row)["dice"]) for name, row in rows}  # type: ignore[misc]
+def segment_cases(
+    segmenter: Segmenter, store: Store, slices: Slices, config: Config, device: torch.device, rules: Rules | None = None
+) -> Iterator[SegmentedCase]:
+    """Segments each case that the slices are of, whole and at its own resolution.
 
-
-def score_cases(
-    segmenter: Segmenter,
-    store: Store,
-    slices: Slices,
-    regions: Mapping[str, Sequence[int]],
-    device: torch.device,
-    batch_size: int,
-) -> Iterator[ScoredCase]:
-    """Segments each case that the slices are of, at its own resolution, and counts their voxels against the labels."""
-    bits = region_bits(regions)
+    Args:
+        segmenter: on `device`.
+        store, slices: what is segmented.
+        config: its regions, and slices in one forward pass.
+        device: where to compute.
+        rules: of post-processing; None: the masks as the model gives them.
+    """
     for case, z in slices.by_case():
         hu_ZYX, truth_ZYX = store.read_case(case)
-        mask_ZYX = segment_volume(segmenter, hu_ZYX, device, batch_size)
-        hu_ZYX, truth_ZYX, mask_ZYX = hu_ZYX[z], truth_ZYX[z], mask_ZYX[z]
-        predicted, truth = (region_targets(torch.from_numpy(labels), bits) for labels in (mask_ZYX, truth_ZYX))
-        yield ScoredCase(case, confusion_counts(predicted, truth).numpy(), hu_ZYX, truth_ZYX, mask_ZYX)
+        mask_ZYX, probability_RZYX = segment_volume(segmenter, hu_ZYX, device, config.evaluate.batch_size)
+        if rules is not None:
+            mask_ZYX = label_map(rules, probability_RZYX, config.regions)
+        yield SegmentedCase(case, z, hu_ZYX[z], truth_ZYX[z], mask_ZYX[z], probability_RZYX[:, z])
+
+
+def read_masks(folder: Path, store: Store, slices: Slices) -> Iterator[SegmentedCase]:
+    """Masks that something else made: FOLDER/<case>.nii.gz or .nii, the store's labels, in any axis order.
+
+    Raises:
+        DistsegError: a case without a mask; a mask of another shape, or with a label that the store has not.
+    """
+    files = _mask_files(folder, slices.cases)
+    known = sorted(set(store.labels.values()))
+    for case, z in slices.by_case():
+        path = files[case.id]
+        hu_ZYX, truth_ZYX = store.read_case(case)
+        mask_ZYX = read_nifti(path).values_ZYX
+        if mask_ZYX.shape != truth_ZYX.shape:
+            raise DistsegError(
+                f"masks: got {path} of shape {mask_ZYX.shape}; case {case.id} has {truth_ZYX.shape} (slices, rows, columns); "
+                "a mask must lie on its volume's grid"
+            )
+        if unknown := sorted(set(np.unique(mask_ZYX).tolist()) - set(known)):
+            raise DistsegError(f"masks: got label {unknown[0]:g} in {path}; the store's are {known}; remap it")
+        yield SegmentedCase(case, z, hu_ZYX[z], truth_ZYX[z], mask_ZYX[z].astype(np.uint8))
+
+
+def _mask_files(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
+    found = {nifti_stem(path): path for path in sorted(folder.iterdir()) if is_nifti(path)}
+    if missing := [case.id for case in cases if case.id not in found]:
+        some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DistsegError(
+            f"masks: got {folder} without {len(missing)} of {len(cases)} cases ({some}); each needs CASE.nii.gz or CASE.nii; "
+            "predict them, or choose another --split or data.fold"
+        )
+    return found

@@ -51,7 +51,7 @@ def connect_ranks(config: Config) -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         gradient_accumulation_steps=accumulation,
-        log_with=list(train.trackers),
+        log_with=list(train.trackers) or None,  # an empty list makes accelerate warn
         project_config=ProjectConfiguration(str(root), logging_dir=str(root / "tensorboard")),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout_s))],
     )

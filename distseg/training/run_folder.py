@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from distseg.data.pipeline import Batch
 from distseg.errors import DistsegError
 from distseg.files import locked, remove_if_empty, write_json, write_text, written_aside
 from distseg.models import SegmentationNetwork, build_model
+from distseg.models.averaging import build_views
 from distseg.models.serving import HuSegmenter, build_segmenter
 from distseg.training.checkpoint import Progress
 
@@ -42,6 +43,9 @@ FREE_ON_RESUME = ("train.epochs", "train.max_steps", "train.log_every_steps", "t
                   "train.patience", "train.max_skipped_steps", "train.timeout_s", "train.trackers", "train.profile",
                   "checkpoint.", "evaluate.", "data.num_threads", "data.log_samples", "data.cache_dir",
                   "output_dir")  # fmt: skip
+
+# What the members of an ensemble must agree in: they are given the same image.
+SAME_IN_ENSEMBLE = ("data.windows_hu", "data.neighbours", "data.image_size", "data.fit", "regions.")
 
 
 @dataclass(frozen=True)
@@ -206,8 +210,8 @@ def save_best(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, st
         save_file(state, aside, metadata)
 
 
-def open_run(root: Path) -> tuple[RunFolder, Config]:
-    """A finished or running run that has a best model.
+def open_run(root: Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Config]:
+    """A finished or running run that has a best model, and its configuration with `overrides` on top.
 
     Raises:
         DistsegError: no run there, or none of its validations has happened yet.
@@ -219,7 +223,7 @@ def open_run(root: Path) -> tuple[RunFolder, Config]:
         )
     if not folder.best_weights.is_file():
         raise DistsegError(f"run: got {root} without best/weights.safetensors; train it for at least one epoch first")
-    return folder, load_config(folder.config)
+    return folder, load_config(folder.config, overrides)
 
 
 def load_best(folder: RunFolder, config: Config, depth: int | None = None) -> tuple[SegmentationNetwork, HuSegmenter]:
@@ -239,10 +243,33 @@ def load_best(folder: RunFolder, config: Config, depth: int | None = None) -> tu
         raise DistsegError(
             f"weights {folder.best_weights}: damaged or of another model ({reason}); train again"
         ) from None
-    network.eval()
+    return network.eval(), _segmenter(config, [network])
+
+
+def load_ensemble(members: Sequence[tuple[RunFolder, Config]]) -> HuSegmenter:
+    """The segmenter of the first run, whose probabilities are those of all the runs on average.
+
+    Raises:
+        DistsegError: a run that sees other images, or has other regions, than the first.
+    """
+    (first, config), *others = members
+    for folder, other in others:
+        mine, theirs = _flat(config.to_dict()), _flat(other.to_dict())
+        differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+        if unlike := [key for key in differing if key.startswith(SAME_IN_ENSEMBLE)]:
+            key = unlike[0]
+            raise DistsegError(
+                f"--ensemble: got {folder.root} with {key} {theirs.get(key)}; {first.root} has {mine.get(key)}; members must "
+                "see the same images and have the same regions"
+            )
+    return _segmenter(config, [load_best(*member)[0] for member in members])
+
+
+def _segmenter(config: Config, networks: Sequence[SegmentationNetwork]) -> HuSegmenter:
+    stride = max(network.stride for network in networks)
     segmenter = build_segmenter(
-        network,
-        stride=network.stride,
+        build_views(networks, config.evaluate, stride),
+        stride=stride,
         windows_hu=config.data.windows_hu,
         n_slices=2 * config.data.neighbours + 1,
         image_size=config.data.image_size,
@@ -250,7 +277,7 @@ def load_best(folder: RunFolder, config: Config, depth: int | None = None) -> tu
         threshold=config.evaluate.threshold,
         regions=config.regions,
     )
-    return network, segmenter.eval()
+    return segmenter.eval()
 
 
 def start_from_run(network: SegmentationNetwork, run: Path) -> None:
@@ -277,7 +304,7 @@ def start_from_run(network: SegmentationNetwork, run: Path) -> None:
 def best_metadata(folder: RunFolder) -> dict[str, str]:
     """The text in the header of the best weights: step, epoch, score."""
     with safe_open(folder.best_weights, "pt") as file:
-        return file.metadata() or {}
+        return dict(sorted((file.metadata() or {}).items()))  # safetensors gives them in any order
 
 
 def describe_environment(world_size: int, precision: str, strategy: str) -> dict[str, Any]:

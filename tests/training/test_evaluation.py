@@ -121,12 +121,108 @@ def test_a_folder_of_volumes_gets_masks_with_their_geometry(
         assert mask.shape == volume.shape and np.array_equal(mask.affine, volume.affine)
 
 
-def test_the_report_is_one_page_without_links(small_run: Path, run_command: Run) -> None:
-    evaluate_run(small_run, "val")
-    out = run_command("distseg", "report", small_run).stdout
-    page = (small_run / "report.html").read_text()
-    assert "val lung: Dice" in out and "<table>" in page and page.count("data:image/png;base64,") >= 2
-    assert "http" not in page.replace("https://", "http://").split("<details><summary>Configuration")[0]
+@pytest.fixture(scope="module")
+def run_of_two_cases(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, said to have been validated on a fold of two cases."""
+    run = Path(
+        shutil.copytree(small_run, tmp_path_factory.mktemp("two") / "run", ignore=shutil.ignore_patterns("eval"))
+    )
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("fold: 0", "fold: 1"))
+    return run
+
+
+@pytest.mark.dist
+def test_two_ranks_score_as_one_process(run_of_two_cases: Path, run_command: Run) -> None:
+    run = run_of_two_cases
+    run_command("distseg", "evaluate", run, "--tta")
+    one = {path.name: path.read_bytes() for path in (run / "eval/val").rglob("*.*")}
+    ranks = ["accelerate", "launch", "--config_file", "launch/cpu.yaml", "--num_processes", "2"]
+    done = run_command(*ranks, "distseg/evaluate.py", run, "--tta")
+    assert done.stdout.count("lung: Dice") == 1
+    two = {path.name: path.read_bytes() for path in (run / "eval/val").rglob("*.*")}
+    assert one.keys() == two.keys() and {"summary.json", "per_slice.csv", "probabilities.json"} <= one.keys()
+    assert [name for name in one if one[name] != two[name] and not name.endswith(".gz")] == []  # gzip holds the time
+
+
+def test_masks_of_anything_are_scored_as_a_run_s_own(
+    run_of_two_cases: Path, store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    own = evaluate_run(run_of_two_cases, "val")
+    masks = Path(shutil.copytree(run_of_two_cases / "eval/val/masks", tmp_path / "masks"))
+    words = ["distseg", "evaluate", masks, "--store", store, "--config", run_of_two_cases / "config.yaml"]
+    run_command(*words)
+    scored = json.loads((masks / "eval/val/summary.json").read_text())
+    assert scored["regions"] == own["regions"] and scored["model"] is None
+    assert not (masks / "eval/val/probabilities.json").exists()
+    first, second = sorted(path for path in masks.iterdir() if path.is_file())[:2]
+    first.unlink()
+    done = run_command(*words, ok=False)
+    assert done.returncode == 1 and "without 1 of 2 cases" in done.stderr and first.name.split(".")[0] in done.stderr
+    shutil.copy(second, first)
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), second)
+    assert "must lie on its volume's grid" in run_command(*words, ok=False).stderr
+
+
+def test_post_processing_is_chosen_on_validation_and_used_from_then_on(
+    small_run: Path, store: Path, phantom: Path, tmp_path: Path, run_command: Run
+) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    raw = evaluate_run(run, "test")
+    done = run_command("distseg", "evaluate", run, "--tune", "--split", "test")
+    chosen = json.loads((run / "postprocessing.json").read_text())
+    assert chosen["split"] == "val" and "tuned on 1 validation cases, lung" in done.stdout
+    for dice in chosen["dice"].values():
+        assert dice["plain"] is None or dice["chosen"] >= dice["plain"]
+    summary = json.loads((run / "eval/test/summary.json").read_text())
+    assert summary["postprocessing"] == chosen["rules"] and raw["postprocessing"] is None
+    assert evaluate_run(run, "test", raw=True)["regions"] == raw["regions"]
+    model, volume = tmp_path / "model", phantom / open_store(store).cases_of("test", 0)[0].source
+    export_run(run, model)
+    run_command("distseg", "predict", model, volume, tmp_path / "mask.nii.gz")
+    mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
+    assert summary["regions"]["lung"]["predicted_ml"]["mean"] == pytest.approx(
+        (mask > 0).sum() * np.prod(nib.load(volume).header.get_zooms()) / 1000, rel=1e-5
+    )
+
+
+def test_an_ensemble_is_scored_on_patients_that_no_member_has_seen(
+    small_run: Path, store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    alone = evaluate_run(small_run, "test")
+    twice = evaluate_run(small_run, "test", ensemble=[small_run])
+    assert (
+        twice["ensemble"] == [str(small_run)]
+        and twice["regions"]["lung"]["pooled"] == alone["regions"]["lung"]["pooled"]
+    )
+    other = Path(shutil.copytree(small_run, tmp_path / "other"))
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("fold: 0", "fold: 1"))
+    with pytest.raises(DistsegError, match="was trained on 1 of the patients of split val"):
+        evaluate_run(small_run, "val", ensemble=[other])
+    (other / "config.yaml").write_text(config.replace("image_size: 64", "image_size: 96"))
+    with pytest.raises(DistsegError, match="data.image_size 96; .* has 64; members must see the same images"):
+        evaluate_run(small_run, "test", ensemble=[other])
+
+
+def test_a_run_with_test_time_augmentation_exports_it(small_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("tta: false", "tta: true").replace("window: null", "window: 64"))
+    export_run(run, tmp_path / "model")  # compares the file with the eager model at several sizes
+    hu = torch.randint(-1100, 400, (1, 1, 64, 64), dtype=torch.int16)
+    plain, averaged = load_segmenter(small_run, CPU)(hu)[1], load_segmenter(tmp_path / "model", CPU)(hu)[1]
+    turned = load_segmenter(tmp_path / "model", CPU)(hu.flip(3))[1].flip(3)
+    torch.testing.assert_close(turned, averaged, rtol=0, atol=1e-5)
+    assert not torch.allclose(plain, averaged, atol=1e-5)
+
+
+def test_a_requirement_decides_the_exit_status_and_two_runs_are_compared(small_run: Path, run_command: Run) -> None:
+    words = ["distseg", "evaluate", small_run, "evaluate.threshold=0.4", "--require", "lung.pooled.specificity>=0"]
+    run_command(*words)
+    done = run_command(*words, "--require", "lung.dice>=1.5", ok=False)
+    assert done.returncode == 1 and "--require: lung.dice is" in done.stderr and "lung: Dice" in done.stdout
+    out = run_command("distseg", "evaluate", "--compare", small_run, small_run).stdout
+    assert "lung dice: " in out and "difference 0.0000" in out
 
 
 @pytest.mark.parametrize("scale", [(64, 64), (630, 630), (96, 40), (1, 5)])
@@ -155,6 +251,9 @@ def test_regions_write_the_label_of_their_own() -> None:
     [
         (["evaluate", "/nowhere"], 1, "run: got /nowhere without config.yaml"),
         (["evaluate"], 2, "give RUN"),
+        (["evaluate", "{run}", "data.fold=1"], 1, "override: got data.fold=1; a run is scored as it was trained"),
+        (["evaluate", "{run}", "--require", "dice>0.7"], 2, "must be region.score>=value"),
+        (["evaluate", "--compare", "{run}", "/nowhere"], 1, "/nowhere, which is not scored on split val"),
         (["export", "{run}", "{store}"], 1, "which holds something else"),
         (["predict", "{model}", "/nowhere.nii", "/tmp/x.nii"], 1, "input: got /nowhere.nii; no such file"),
         (["predict", "{store}/store.json", "{volume}", "/tmp/x.nii"], 1, "not a readable TorchScript file"),

@@ -1,0 +1,148 @@
+"""Two evaluations case by case, and requirements that a score must meet."""
+
+import csv
+import json
+import math
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from distseg.errors import DistsegError
+from distseg.metrics import mean_defined, none_if_undefined, patient_bootstrap_ci
+
+COMPARED = ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm")
+OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """`region.score>=value`; `region.pooled.score`, `region.per_patient.score` and `region.per_slice.score` likewise."""
+
+    text: str
+    path: tuple[str, ...]
+    sign: str
+    value: float
+
+    def unmet(self, summary: dict[str, Any]) -> str | None:
+        """What the score is where it does not do; None where it does. A score that is undefined does not.
+
+        Args:
+            summary: of `distseg evaluate`.
+
+        Raises:
+            DistsegError: no such region or score.
+        """
+        found: Any = summary["regions"]
+        for depth, key in enumerate(self.path):
+            if not isinstance(found, dict) or key not in found:
+                known = ", ".join(found) if isinstance(found, dict) else "nothing more"
+                where = ".".join(self.path[:depth]) or "the summary"
+                raise DistsegError(f"--require: got {self.text}; {where} has {known}; name one of them")
+            found = found[key]
+        score = found["mean"] if isinstance(found, dict) and "mean" in found else found
+        if isinstance(score, dict):
+            raise DistsegError(f"--require: got {self.text}; it must name a score, such as infection.dice")
+        if score is not None and OPERATORS[self.sign](score, self.value):
+            return None
+        return f"{'.'.join(self.path)} is {'undefined' if score is None else f'{score:.4f}'}, required {self.sign} {self.value:g}"
+
+
+def parse_requirement(text: str) -> Requirement:
+    """Reads `infection.dice>=0.70`.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    found = re.fullmatch(r"([\w-]+(?:\.[\w-]+)+)\s*(>=|<=|>|<)\s*([-+.\deE]+)", text)
+    if found is None:
+        raise ValueError(f"got {text!r}; must be region.score>=value, such as infection.dice>=0.70")
+    return Requirement(text, tuple(found[1].split(".")), found[2], float(found[3]))
+
+
+def compare_runs(first: Path, second: Path, split: str) -> dict[str, Any]:
+    """Differences of two evaluated runs, second minus first, paired by case.
+
+    Args:
+        first, second: folders that `distseg evaluate` has scored.
+        split: "val" or "test".
+
+    Returns:
+        n_cases, n_patients, and by region and score: `first` and `second` (means over the cases where both are defined),
+        `difference`, `ci95` (patient bootstrap of the mean difference) and `p` (Wilcoxon's signed-rank test over the
+        patients' mean differences, two-sided); None where undefined.
+
+    Raises:
+        DistsegError: a run that is not scored, or two that were not scored on the same cases and regions.
+    """
+    summaries, tables = zip(*(_read(run, split) for run in (first, second)), strict=True)
+    a, b = summaries
+    for what, one, other in (
+        ("regions", sorted(a["regions"]), sorted(b["regions"])),
+        ("cases", sorted(tables[0]), sorted(tables[1])),
+        ("empty_masks", a["empty_masks"], b["empty_masks"]),
+        ("leaky_slice_split", a["leaky_slice_split"], b["leaky_slice_split"]),
+    ):
+        if one != other:
+            raise DistsegError(
+                f"--compare: got {first} with {what} {_short(one)} and {second} with {_short(other)}; only the same {what} can "
+                "be compared; score both alike"
+            )
+    patients = [row["patient"] for row in tables[0].values()]
+    resamples = min(a["bootstrap_resamples"], b["bootstrap_resamples"])
+    regions = {
+        region: {score: _paired(tables, patients, f"{region}_{score}", resamples) for score in COMPARED}
+        for region in a["regions"]
+    }
+    return {"split": split, "n_cases": len(patients), "n_patients": len(set(patients)), "regions": regions}
+
+
+def _paired(
+    tables: Sequence[dict[str, dict[str, str]]], patients: Sequence[str], column: str, resamples: int
+) -> dict[str, Any]:
+    first, second = ([float(tables[i][case][column] or "nan") for case in tables[0]] for i in (0, 1))
+    differences = [y - x for x, y in zip(first, second, strict=True)]
+    both = [not math.isnan(difference) for difference in differences]
+    low, high = patient_bootstrap_ci(differences, patients, resamples)
+    of_patients = [
+        mean_defined([d for d, p in zip(differences, patients, strict=True) if p == patient])
+        for patient in dict.fromkeys(patients)
+    ]
+    return {
+        "first": none_if_undefined(mean_defined([x for x, kept in zip(first, both, strict=True) if kept])),
+        "second": none_if_undefined(mean_defined([y for y, kept in zip(second, both, strict=True) if kept])),
+        "difference": none_if_undefined(mean_defined(differences)),
+        "ci95": None if math.isnan(low) else [low, high],
+        "p": _wilcoxon_p([d for d in of_patients if not math.isnan(d)]),
+        "n": sum(both),
+    }
+
+
+def _wilcoxon_p(differences: Sequence[float]) -> float | None:
+    """None for fewer than two patients; 1 where nothing differs."""
+    if len(differences) < 2:
+        return None
+    if not np.any(differences):
+        return 1.0
+    return float(wilcoxon(differences, zero_method="zsplit").pvalue)
+
+
+def _read(run: Path, split: str) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    folder = run / "eval" / split
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        with (folder / "per_case.csv").open(newline="") as file:
+            return summary, {row["case"]: row for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        raise DistsegError(
+            f"--compare: got {run}, which is not scored on split {split}; run `distseg evaluate {run} --split {split}` first"
+        ) from None
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
