@@ -268,6 +268,9 @@ class TrainConfig:
     """forward passes a rank before each optimizer step; the step's loss is the mean over them"""
     log_every_steps: int = 10
     """metrics go to the disk this often; every step is logged all the same"""
+    select: Literal["best", "last"] = "best"
+    """whose weights become the run's model: those of the highest mean validation Dice, or the last ones, so that the score of
+    the validation patients (cross-validation) is not that of weights chosen by it"""
     patience: int | None = None
     """early stopping: validations in a row without a better mean Dice that end the run; None: it never ends early"""
     max_skipped_steps: int = 10

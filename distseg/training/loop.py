@@ -210,7 +210,7 @@ class Trainer:
             stale_validations=0 if is_best else self.progress.stale_validations + 1,
         )
         log.add_validation(loss, dice, score)
-        self._save(log, is_best)
+        self._save(log, is_best or self.config.train.select == "last")
         return 0
 
     @torch.no_grad()
@@ -238,7 +238,7 @@ class Trainer:
         order = torch.channels_last if self.config.model.channels_last else torch.contiguous_format
         return batch.image_BCHW.contiguous(memory_format=order)
 
-    def _save(self, log: StepLog, is_best: bool = False) -> None:
+    def _save(self, log: StepLog, is_model: bool = False) -> None:
         """Copies the state, on all ranks, and leaves it to the writer of rank 0; the log of its steps goes first."""
         log.flush()  # a resume from it logs only what comes after
         self.watch.begin("copying a checkpoint")
@@ -256,8 +256,12 @@ class Trainer:
         best = ema if ema is not None else weights
 
         def write() -> None:
-            if is_best:
-                metadata = {"step": str(checkpoint.progress.step), "mean_dice": f"{checkpoint.progress.score:.6f}"}
+            if is_model:
+                score = checkpoint.progress.score
+                metadata = {
+                    "step": str(checkpoint.progress.step),
+                    "mean_dice": "-" if score is None else f"{score:.6f}",
+                }
                 metadata["labels"] = json.dumps(dict(self.labels))
                 save_best(folder.best_weights, best, metadata)
             save_checkpoint(folder.checkpoints, checkpoint, folder.run_id())

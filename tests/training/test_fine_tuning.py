@@ -1,6 +1,7 @@
 """Deep supervision down to a cut export, and starting from another run with the encoder held."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from distseg.config import OptimConfig
 from distseg.optim import build_optimizer, set_learning_rate
-from distseg.training.run_folder import read_rows
+from distseg.training.run_folder import RunFolder, best_metadata, read_rows
 from tests.conftest import SMALL
 
 Run = Callable[..., Any]
@@ -71,3 +72,19 @@ def test_learning_rates_of_encoder_and_rest() -> None:
     assert sorted((g["weight_decay"], g["params"][0].ndim) for g in optimizer.param_groups) == [
         (0.0, 1), (0.0, 1), (0.5, 2), (0.5, 2),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("select", "place"), [("best", 0), ("last", -1)])
+def test_the_best_or_the_last_weights_become_the_model(
+    select: str, place: int, store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    run = tmp_path / "run"
+    script = (
+        "import distseg.training.loop as loop, distseg.train as train\n"
+        "loop.Trainer._score_val = lambda self: (1.0, {'lung': 1 / self.progress.step, 'infection': 0.5})\n"
+        "raise SystemExit(train.main())"
+    )
+    words = [*SMALL, f"data.store={store}", "train.epochs=2", f"train.select={select}", f"output_dir={run}"]
+    run_command(sys.executable, "-c", script, *words)
+    steps = [row["step"] for row in read_rows(run / "metrics.jsonl") if row["split"] == "val"]
+    assert len(steps) == 2 and best_metadata(RunFolder(run))["step"] == str(steps[place])
