@@ -16,9 +16,10 @@ COMMANDS = {
     "models": "what each encoder x decoder costs, and its pretrained weights",
     "train": "train a model on a store",
     "evaluate": "score a run",
+    "study": "train and score an encoder x decoder grid",
     "export": "trace, verify and package a run's model",
     "predict": "segment volumes with a run or an exported model",
-    "report": "one self-contained HTML page about a run",
+    "report": "one self-contained HTML page about a run or a study",
 }
 
 MODULES = {"models": "model_table"}  # distseg.models is the networks' package

@@ -3,6 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/setup_venv.sh dev
+# Headless Chromium looks at the pages of `distseg report`; without it those tests are skipped and say so.
+if ! hash chromium chromedriver 2>/dev/null && [ "$(id -u)" = 0 ] && [ -f /etc/debian_version ]; then
+    (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+        chromium chromium-driver) >/dev/null || echo "tests: chromium could not be installed; no browser looks at the report" >&2
+fi
 
 ruff check .
 ruff format --check .

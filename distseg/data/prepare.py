@@ -4,10 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pydantic
 from tqdm import tqdm
 
+from distseg.cluster import cluster_executor
 from distseg.data.layouts import LABELS, CaseSource, Source, find_source, relative_name
 from distseg.data.masks import read_image, read_labels
 from distseg.data.splits import Folds, assign_folds, check_fold_count, given_folds, ma2021_folds
@@ -107,36 +107,8 @@ def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
         with ProcessPoolExecutor(workers) as pool:
             yield pool
         return
-    try:
-        from distributed import Client, KilledWorker
-    except ImportError:
-        raise DistsegError(
-            "--cluster: got an address, but dask's distributed is not installed; pip install 'distseg[cluster]'"
-        ) from None
-    # It logs, with a traceback, what it raises as well.
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-    try:
-        client = Client(cluster, timeout=10)
-    except (OSError, ValueError) as error:
-        raise DistsegError(
-            f"--cluster: got {cluster}; no dask scheduler answers there ({error}); start one, or leave --cluster out"
-        ) from None
-    with client:
-        executor = client.get_executor(pure=False)
-        try:
-            yield executor
-        except KilledWorker as error:
-            raise DistsegError(
-                f"--cluster: got a volume whose workers died ({error.allowed_failures + 1} of them, out of memory?); "
-                "finished volumes are kept; give the workers more memory and run it again"
-            ) from None
-        except CancelledError:
-            raise DistsegError(
-                f"--cluster: lost the scheduler {cluster}; finished volumes are kept; start it and run it again"
-            ) from None
-        finally:
-            # Not waiting: what a dead worker held is done again, and without a worker that never ends.
-            executor.shutdown(wait=False)
+    with cluster_executor(cluster, "--cluster", "volume") as executor:
+        yield executor
 
 
 def _prepare_cases(source: Source, reading: Reading, executor: Executor) -> list[Case]:
