@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distseg.errors import DistsegError
+from distseg.models.recompute import convolved
 
 ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}  # by output stride: section 4.1 of V3
 LOW_LEVEL_CHANNELS = 48  # table 1 of V3+
@@ -78,7 +79,15 @@ class ASPP(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Gives (B, out_channels, H, W)."""
-        return self.project(torch.cat([branch(x_BCHW) for branch in self.branches], dim=1))
+        return convolved(self.project, _join, *(branch(x_BCHW) for branch in self.branches))
+
+
+def _join(*parts: Tensor) -> Tensor:
+    return torch.cat(parts, dim=1)
+
+
+def _upsample_and_join(low: Tensor, deep: Tensor) -> Tensor:
+    return _join(low, F.interpolate(deep, size=low.shape[-2:], mode="bilinear", align_corners=False))
 
 
 class DeepLabV3Decoder(nn.Module):
@@ -120,6 +129,6 @@ class DeepLabV3PlusDecoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Takes the encoder's levels, gives one result: (B, C, H / 4, W / 4)."""
-        low = self.low_level(features[1])
-        high = F.interpolate(self.aspp(features[-1]), size=low.shape[-2:], mode="bilinear", align_corners=False)
-        return [self.fuse(torch.cat([low, high], dim=1))]
+        first, second = self.fuse
+        x = convolved(first, _upsample_and_join, self.low_level(features[1]), self.aspp(features[-1]))
+        return [second(x)]

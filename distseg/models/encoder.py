@@ -4,9 +4,10 @@ Shape letters: B images, C channels, H height, W width.
 """
 
 import difflib
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -37,7 +38,7 @@ class TimmEncoder(nn.Module):
         weights: str | None = None,
         output_stride: int = 32,
         levels: int = 5,
-        recompute: bool = False,
+        recompute: Literal["none", "cheap", "all"] = "none",
     ) -> None:
         """Builds the network and loads its weights.
 
@@ -47,7 +48,8 @@ class TimmEncoder(nn.Module):
             weights: None: random; `imagenet`: timm's; or a .safetensors, .pth or .pt state dict of the timm model.
             output_stride: Stride of the deepest level, 8, 16 or 32.
             levels: How many of the five; what comes after them is left out.
-            recompute: Forget the activations inside stages and compute them again for the gradient.
+            recompute: What is forgotten inside stages and computed again for the gradient; cheap: all but the results of
+                convolutions.
 
         Raises:
             DistsegError: If timm has no such model, it has not the five levels, or the weights cannot be loaded.
@@ -58,7 +60,7 @@ class TimmEncoder(nn.Module):
         self.reductions = _strides(output_stride)[:levels]
         self.recompute = recompute
         self.name = name
-        if recompute:
+        if recompute != "none":
             self._require_row("model.recompute", "use decoder or none")
         known = network.pretrained_cfg
         self.mean, self.std = _one_a_channel(known["mean"], in_channels), _one_a_channel(known["std"], in_channels)
@@ -73,14 +75,21 @@ class TimmEncoder(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
         """Gives one tensor a level; level i is (B, channels[i], H / reductions[i], W / reductions[i])."""
-        if not (self.recompute and torch.is_grad_enabled()):
+        if self.recompute == "none" or not torch.is_grad_enabled():
             return self.network(image_BCHW)
-        x, found = image_BCHW, []
-        for name, stage in self.network.items():
-            x = recomputed(_run, stage, x)
+        found = [image_BCHW]
+        for stage in self._stages():
+            found.append(recomputed(_run, stage, found[-1], keep_convolutions=self.recompute == "cheap"))
+        return found[1:]
+
+    def _stages(self) -> Iterator[nn.Sequential]:
+        """The parts between two levels: inside them an activation may change one before it in place."""
+        parts: list[nn.Module] = []
+        for name, part in self.network.items():
+            parts.append(part)
             if name in self.network.return_layers:
-                found.append(x)
-        return found
+                yield nn.Sequential(*parts)
+                parts = []
 
     def level_of_parameters(self) -> dict[str, int]:
         """The feature level, 0 the finest, that each parameter is first needed for.

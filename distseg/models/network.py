@@ -130,8 +130,8 @@ def build_model(
         raise DistsegError(f"model.decoder: got {model.decoder!r}; {rule}; did you mean {nearest}?")
     levels = 5 if depth is None else depth + 1
     stride = OUTPUT_STRIDES[model.decoder]
-    recompute = model.recompute == "all"
-    encoder = TimmEncoder(model.encoder, in_channels, model.encoder_weights, stride, levels, recompute)
+    of_encoder = "none" if model.recompute == "decoder" else model.recompute
+    encoder = TimmEncoder(model.encoder, in_channels, model.encoder_weights, stride, levels, of_encoder)
     decoder = _build_decoder(model, encoder.channels, stride, whole=depth is None)
     channels = decoder.out_channels
     learned = range(1, len(channels) + 1) if model.deep_supervision and depth is None else [len(channels)]
@@ -161,5 +161,5 @@ def _build_decoder(
             raise DistsegError(f"model.decoder_widths: got {widths}; {rule}; the paper's are {list(PAPER_WIDTHS)}")
     if widths is not None:
         widths = widths[: len(encoder_channels)]
-    recompute = model.recompute != "none"
+    recompute = model.recompute in ("decoder", "all")
     return UnetPlusPlusDecoder(encoder_channels, widths, model.attention == "scse", whole, recompute)

@@ -10,7 +10,9 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from distseg.config import ModelConfig
@@ -73,18 +75,34 @@ def pair_cost(model: ModelConfig, in_channels: int, size: int) -> Cost:
 def forward_cost(network: nn.Module, image_BCHW: Tensor) -> tuple[int, int]:
     """Multiply-accumulates of a forward pass, and the bytes that it keeps for the gradient; on any device.
 
-    A storage that several operations keep counts once, parameters and buffers do not count.
+    What there is once nothing but the graph holds it, whoever keeps it: autograd, or a function that computes it again.
+    The image, parameters and buffers do not count.
     """
-    kept = set()
+    with FlopCounterMode(display=False) as counter, _Storages() as storages:
+        results = tree_leaves(network(image_BCHW))
+    graph = [result.grad_fn for result in results]
+    del results
+    given = (image_BCHW, *network.parameters(), *network.buffers())
+    others = storages.made.keys() - {StorageWeakRef(tensor.untyped_storage()) for tensor in given}
+    kept_bytes = sum(storages.made[storage] for storage in others if not storage.expired())
+    del graph
+    return counter.get_total_flops() // 2, kept_bytes
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.add(tensor.untyped_storage())
-        return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as counter:
-        network(image_BCHW)
-    own = {tensor.untyped_storage() for tensor in (*network.parameters(), *network.buffers())}
-    return counter.get_total_flops() // 2, sum(storage.nbytes() for storage in kept - own)
+class _Storages(TorchDispatchMode):
+    """Notes the bytes of every storage that operations write to, and holds none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.made[StorageWeakRef(storage)] = storage.nbytes()
+        return results
 
 
 def pretrained_tags(encoder: str) -> tuple[str, ...]:

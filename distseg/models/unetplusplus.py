@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distseg.models.recompute import recomputed
+from distseg.models.recompute import convolved, recomputed
 
 PAPER_WIDTHS = (32, 64, 128, 256, 512)
 REFERENCE_OUTER_WIDTHS = (32, 64, 128, 256)  # of X[i][depth - i]
@@ -155,12 +155,16 @@ class UnetPlusPlusDecoder(nn.Module):
 
     def _node(self, node: nn.Module, below: Tensor, beside: list[Tensor]) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return recomputed(_joined, node, below, *beside)
-        return _joined(node, below, *beside)
+            return recomputed(_whole_node, node, below, *beside)
+        return convolved(node, _join, below, *beside)
 
 
-def _joined(node: nn.Module, below: Tensor, *beside: Tensor) -> Tensor:
-    return node(torch.cat([upsample(below), *beside], dim=1))
+def _whole_node(node: nn.Module, below: Tensor, *beside: Tensor) -> Tensor:
+    return node(_join(below, *beside))
+
+
+def _join(below: Tensor, *beside: Tensor) -> Tensor:
+    return torch.cat([upsample(below), *beside], dim=1)
 
 
 def upsample(x_BCHW: Tensor) -> Tensor:
