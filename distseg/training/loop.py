@@ -134,7 +134,7 @@ class Trainer:
         step, optim = self.progress.step, self.config.optim
         lr = learning_rate(optim, step, self.total_steps)
         set_learning_rate(self.strategy.optimizer, optim, lr, self.progress.position.epoch)
-        torch.manual_seed(_step_seed(self.config.seed, self.accelerator.process_index, step))
+        self._seed(_step_seed(self.config.seed, self.accelerator.process_index, step))
         self.profile.before(step + 1)
         terms, batch = self._forward_backward(batches, log)
         self.watch.phase = "optimizer step"
@@ -179,6 +179,12 @@ class Trainer:
                 terms.append(self.criterion.over_heads(logits, batch.label_BHW))
                 self.strategy.backward(terms[-1].loss)
         return terms, batch
+
+    def _seed(self, seed: int) -> None:
+        """As `torch.manual_seed`, without the half millisecond in which that formats a stack for devices that are not there."""
+        torch.default_generator.manual_seed(seed)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _check_skipped(self) -> None:
         in_a_row, most = self.progress.skipped_in_a_row, self.config.train.max_skipped_steps
