@@ -1,7 +1,9 @@
 """What a rank is doing, for whoever waits for it: the stacks of a hang, the name of the phase in which a rank was lost."""
 
 import faulthandler
+import math
 import re
+import time
 from pathlib import Path
 
 import torch.distributed as dist
@@ -10,6 +12,8 @@ from distseg.files import remove_if_empty
 
 # faulthandler's thread prints the stacks even while Python's lock is held; the collective itself fails a little later.
 SHARE_OF_TIMEOUT = 0.8
+# Starting its thread takes a quarter of a millisecond, so not for every step.
+AGAIN_AFTER = 0.02  # of that time
 # gloo's errors are RuntimeErrors that only their text tells apart (torch 2.14).
 LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|no route to host|caused pair closure",
@@ -26,11 +30,15 @@ class Watch:
         self.after_s = SHARE_OF_TIMEOUT * timeout_s
         self.phase = "start"
         self._file = self.path.open("w")
+        self._started_s = -math.inf
 
     def begin(self, phase: str) -> None:
-        """A new phase: the time until the stacks are written starts again."""
+        """A new phase: the time until the stacks are written starts again, to a fiftieth of it."""
         self.phase = phase
-        faulthandler.dump_traceback_later(self.after_s, file=self._file)
+        now = time.monotonic()
+        if now - self._started_s >= AGAIN_AFTER * self.after_s:
+            faulthandler.dump_traceback_later(self.after_s, file=self._file)
+            self._started_s = now
 
     def close(self) -> None:
         faulthandler.cancel_dump_traceback_later()
