@@ -124,6 +124,7 @@ def build_contenders(encoder: str, decoder: str, compiled: bool) -> dict[str, nn
         network = build_model(ModelConfig(encoder=encoder, decoder=decoder, **OURS[name]), 3, N_REGIONS)
         networks[name] = network.to(memory_format=torch.channels_last)
     if compiled:
+        torch.compiler.reset()  # the graphs of all pairs would count towards one limit, past which it runs eagerly
         networks[COMPILED] = torch.compile(networks["distseg"])
     peer = build_peer(encoder, decoder)
     return networks | {PEER: peer} if peer else networks
