@@ -5,7 +5,7 @@ several ranks (`accelerate launch ... distseg/evaluate.py RUN`, `torchrun`) the 
 folder of masks, <case>.nii.gz, that anything else made: name the store then.
 
 `distseg evaluate --compare RUN_A RUN_B` pairs two evaluations case by case. The predecessor's flags work too:
-`distseg/evaluate.py --datadir SRC --savedir_base RUNS -ei unetplusplus_densenet161`.
+`distseg/evaluate.py --datadir SRC --savedir_base RUNS -ei unetplus_densenet161`.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """What both pages are made with: templates, numbers as text, pictures as data."""
 
 import base64
-import csv
 import hashlib
 import math
 from importlib import resources
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+
+from distseg.training.run_folder import read_csv
 
 UNDEFINED = "–"
 LABELS = {
@@ -74,7 +75,4 @@ def picture(path: Path) -> str:
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file; none for a missing file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(path) if path.is_file() else []

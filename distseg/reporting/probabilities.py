@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distseg.metrics import scores_from_counts
+
 GROUPS = 20  # of bins, that a calibration curve has points for
 NEAR_ZERO = 0.01  # of which most voxels of a volume are: they hide all others in a mean
 
@@ -61,9 +63,8 @@ def threshold_scores(positive: Sequence[int], negative: Sequence[int]) -> list[T
     scores = []
     for k in range(1, n_bins):
         tp, fp, fn = int(inside[k:].sum()), int(outside[k:].sum()), int(inside[:k].sum())
-        scores.append(
-            ThresholdScores(k / n_bins, _ratio(2 * tp, 2 * tp + fp + fn), _ratio(tp, tp + fp), _ratio(tp, tp + fn))
-        )
+        found = scores_from_counts((tp, fp, fn, 0))
+        scores.append(ThresholdScores(k / n_bins, found["dice"], found["precision"], found["sensitivity"]))
     return scores
 
 
@@ -75,7 +76,3 @@ def best_threshold(scores: Sequence[ThresholdScores]) -> ThresholdScores | None:
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.average(values, weights=weights)) if weights.sum() > 0 else math.nan
-
-
-def _ratio(numerator: int, denominator: int) -> float:
-    return numerator / denominator if denominator else math.nan

@@ -14,6 +14,7 @@ from distseg.errors import DistsegError
 from distseg.reporting.charts import Axis, Line, Mark, interval_strip, line_chart
 from distseg.reporting.evaluated import Split, calibration_chart, read_splits, size_chart, threshold_chart
 from distseg.reporting.page import as_number, picture, render, shown
+from distseg.training.inference import split_slices
 from distseg.training.run_folder import best_metadata, open_run, read_rows
 
 MOST_POINTS = 300  # of a training curve: further steps are averaged
@@ -135,9 +136,7 @@ def _patients(config: Config) -> tuple[list[Patients], str | None]:
 
 
 def _patients_of(store: Store, config: Config, split: str) -> Patients:
-    leaky_seed = config.seed if config.data.leaky_slice_split else None
-    slices = store.slices_of_split(split, config.data.fold, leaky_seed)
-    cases = [case for case, z in slices.by_case() if len(z)]
+    cases = [case for case, z in split_slices(config, store, split).by_case() if len(z)]
     names = sorted({case.patient for case in cases})
     return Patients(split, len(cases), len(names), names[:MOST_NAMES])
 

@@ -18,6 +18,7 @@ from distseg.models.network import check_input_shape
 from distseg.models.norm import synchronise_batch_norm
 from distseg.training.checkpoint import Checkpoint, Progress, load_checkpoint, newest_checkpoint
 from distseg.training.ema import ExponentialMovingAverage
+from distseg.training.inference import split_slices
 from distseg.training.interruption import Interruption
 from distseg.training.loop import Trainer
 from distseg.training.ranks import on_main
@@ -47,8 +48,7 @@ def build_trainer(
         DistsegError: the store's labels, fold or slices do not do for the configuration.
     """
     _check_labels(config, store)
-    leaky_seed = config.seed if config.data.leaky_slice_split else None
-    train, val = (store.slices_of_split(split, config.data.fold, leaky_seed) for split in ("train", "val"))
+    train, val = (split_slices(config, store, split) for split in ("train", "val"))
     held = {name: train.holding(_label_names(store, labels)) for name, labels in config.regions.items()}
     if nowhere := [name for name, found in held.items() if not len(found)]:
         raise DistsegError(

@@ -1,6 +1,5 @@
 """Two evaluations case by case, and requirements that a score must meet."""
 
-import csv
 import json
 import math
 import operator
@@ -15,6 +14,7 @@ from scipy.stats import wilcoxon
 
 from distseg.errors import DistsegError
 from distseg.metrics import mean_defined, none_if_undefined, patient_bootstrap_ci
+from distseg.training.run_folder import read_csv
 
 COMPARED = ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm")
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -136,8 +136,7 @@ def _read(run: Path, split: str) -> tuple[dict[str, Any], dict[str, dict[str, st
     folder = run / "eval" / split
     try:
         summary = json.loads((folder / "summary.json").read_text())
-        with (folder / "per_case.csv").open(newline="") as file:
-            return summary, {row["case"]: row for row in csv.DictReader(file)}
+        return summary, {row["case"]: row for row in read_csv(folder / "per_case.csv")}
     except FileNotFoundError:
         raise DistsegError(
             f"--compare: got {run}, which is not scored on split {split}; run `distseg evaluate {run} --split {split}` first"

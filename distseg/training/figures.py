@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from distseg.config import Config
 from distseg.data.nifti import read_nifti
 from distseg.data.preview import LABEL_COLOURS, draw_outlines
-from distseg.data.store import Case, Store, read_slice
+from distseg.data.store import Store, read_slice
 from distseg.files import written_aside
 from distseg.training.inference import SegmentedCase, segment_cases
 from distseg.training.run_folder import RunFolder, load_best, read_rows
@@ -21,6 +21,9 @@ from distseg.training.scoring import CaseScores
 
 LUNG_WINDOW_HU = (-1250, 250)
 SLICES_SHOWN = 3  # of each rank
+
+RankedSlice = tuple[float, int, str, int]
+"""Dice, minus the wrong pixels, case, z"""
 
 
 @dataclass(frozen=True)
@@ -56,36 +59,42 @@ def telling_slices(segmented: SegmentedCase) -> list[Overlay]:
 
 def draw_ranked_slices(folder: Path, store: Store, regions: Sequence[str], scored: Sequence[CaseScores]) -> None:
     """figures/<region>_<worst|median|best>.png of an evaluation whose masks/ are written: three slices each, by Dice."""
-    cases = {case.id: case for case in store.cases}
+    shown: dict[str, list[RankedSlice]] = {}
     for index, region in enumerate(regions):
         ranked = _ranked_slices(scored, index)
         middle = max(0, (len(ranked) - SLICES_SHOWN) // 2)
-        shown = {
-            "worst": ranked[:SLICES_SHOWN],
-            "median": ranked[middle:][:SLICES_SHOWN],
-            "best": ranked[-SLICES_SHOWN:],
-        }
-        for rank, slices in shown.items():
-            overlays = [_overlay(folder, store, cases[case], z, dice) for dice, _, case, z in slices]
-            if overlays:
-                draw_overlays(overlays, folder / "figures" / f"{region}_{rank}.png")
+        shown[f"{region}_worst"] = ranked[:SLICES_SHOWN]
+        shown[f"{region}_median"] = ranked[middle:][:SLICES_SHOWN]
+        shown[f"{region}_best"] = ranked[-SLICES_SHOWN:]
+    masks = _masks_of_slices(folder, {(case, z) for slices in shown.values() for _, _, case, z in slices})
+    cases = {case.id: case for case in store.cases}
+    for name, slices in shown.items():
+        overlays = []
+        for dice, _, case, z in slices:
+            files = store.slices_of([cases[case]])[z]
+            images = read_slice(files.image), read_slice(files.label), masks[case, z]
+            overlays.append(Overlay(f"{case}, slice {z}: Dice {dice:.3f}", *images))
+        if overlays:
+            draw_overlays(overlays, folder / "figures" / f"{name}.png")
 
 
-def _ranked_slices(scored: Sequence[CaseScores], index: int) -> list[tuple[float, int, str, int]]:
-    """(Dice, minus the wrong pixels, case, z), worst first; slices that are empty in truth and prediction have no Dice."""
+def _masks_of_slices(folder: Path, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], np.ndarray]:
+    """(case, z) -> its mask; each file is read once, and not kept."""
+    masks: dict[tuple[str, int], np.ndarray] = {}
+    for case in {case for case, _ in wanted}:
+        mask_ZYX = read_nifti(folder / "masks" / f"{case}.nii.gz").values_ZYX
+        masks |= {(case, z): mask_ZYX[z].copy() for name, z in wanted if name == case}
+    return masks
+
+
+def _ranked_slices(scored: Sequence[CaseScores], index: int) -> list[RankedSlice]:
+    """Worst first; slices that are empty in truth and prediction have no Dice."""
     rows = [
         (case.case, z, *counts)
         for case in scored
         for z, counts in zip(case.z.tolist(), case.counts_ZR4[:, index].tolist(), strict=True)
     ]
     return sorted((2 * tp / (2 * tp + fp + fn), -fp - fn, case, z) for case, z, tp, fp, fn, _ in rows if tp + fp + fn)
-
-
-def _overlay(folder: Path, store: Store, case: Case, z: int, dice: float) -> Overlay:
-    files = store.slices_of([case])[z]
-    mask_ZYX = read_nifti(folder / "masks" / f"{case.id}.nii.gz").values_ZYX
-    title = f"{case.id}, slice {z}: Dice {dice:.3f}"
-    return Overlay(title, read_slice(files.image), read_slice(files.label), mask_ZYX[z])
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -46,7 +46,7 @@ def inference_device() -> torch.device:
 
 
 def split_slices(config: Config, store: Store, split: str) -> Slices:
-    """The slices that a run is scored on."""
+    """The slices that a run is trained or scored on."""
     leaky_seed = config.seed if config.data.leaky_slice_split else None
     return store.slices_of_split(split, config.data.fold, leaky_seed)
 

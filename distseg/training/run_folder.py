@@ -204,6 +204,12 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by its header; undefined figures are ""."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def save_best(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Writes contiguous weights as safetensors with text beside them in its header, atomically."""
     with written_aside(path) as aside:

@@ -110,8 +110,7 @@ def scores_of_case(scored: CaseScores, index: int, region: str, empty: EmptyPoli
 def scores_of_patients(scored: Sequence[CaseScores], index: int, region: str, empty: EmptyPolicy) -> dict[str, Scores]:
     """ALL_SCORES of one region by patient: overlaps over all voxels of their volumes, else the mean of their volumes."""
     scores = {}
-    for patient in dict.fromkeys(case.patient for case in scored):
-        own = [case for case in scored if case.patient == patient]
+    for patient, own in _by_patient(scored).items():
         of_cases = [scores_of_case(case, index, region, empty) for case in own]
         means = {name: mean_defined([one[name] for one in of_cases]) for name in (*SURFACE_SCORES, *VOLUMES)}
         scores[patient] = scores_from_counts(_sum_of_counts(own)[index], empty) | means
@@ -187,9 +186,9 @@ def rows_of_patients(config: Config, scored: Sequence[CaseScores]) -> list[dict[
         _row(
             {"case": "all", "patient": patient},
             {region: scores[patient] for region, scores in of_regions.items()},
-            _sum_of_counts([case for case in scored if case.patient == patient]),
+            _sum_of_counts(own),
         )
-        for patient in dict.fromkeys(case.patient for case in scored)
+        for patient, own in _by_patient(scored).items()
     ]
 
 
@@ -226,6 +225,13 @@ def probabilities(config: Config, scored: Sequence[CaseScores]) -> dict[str, Any
         for name, (negative, positive) in zip(config.regions, total_R2K, strict=True)
     }
     return {"bins": BINS, "regions": regions}
+
+
+def _by_patient(scored: Iterable[CaseScores]) -> dict[str, list[CaseScores]]:
+    of_patient: dict[str, list[CaseScores]] = {}
+    for case in scored:
+        of_patient.setdefault(case.patient, []).append(case)
+    return of_patient
 
 
 def _sum_of_counts(scored: Iterable[CaseScores]) -> np.ndarray:

@@ -1,17 +1,15 @@
 """What the runs of a study have come to: results.csv with a row each, table.md with encoders against decoders."""
 
-import csv
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from distseg.config import load_config
 from distseg.files import write_text
 from distseg.metrics import mean_defined, patient_bootstrap_ci
-from distseg.training.run_folder import read_rows, write_csv
+from distseg.training.run_folder import read_csv, read_rows, write_csv
 from distseg.training.study.plan import Run, Study
 from distseg.training.study.task import Task
 
@@ -116,16 +114,11 @@ def encoders_and_decoders(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
 
 def _cell(study: Study, tasks: Sequence[Task], split: str, region: str) -> Cell:
     scored = [task for task in tasks if task.is_done()]
-    rows = [row for task in scored for row in _per_case(task.run / "eval" / split / "per_case.csv")]
+    rows = [row for task in scored for row in read_csv(task.run / "eval" / split / "per_case.csv")]
     values = [float(row[f"{region}_dice"] or "nan") for row in rows]
     patients = [row["patient"] for row in rows]
     interval = patient_bootstrap_ci(values, patients, study.base.evaluate.bootstrap_resamples, study.base.seed)
     return Cell(mean_defined(values), interval, len(scored))
-
-
-def _per_case(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _block(study: Study, runs: Sequence[Run], tasks: Sequence[Task], split: str, region: str) -> list[str]:
