@@ -19,7 +19,9 @@ COMMANDS = {
     "study": "train and score an encoder x decoder grid",
     "export": "trace, verify and package a run's model",
     "predict": "segment volumes with a run or an exported model",
+    "serve": "start a Triton server on an exported model",
     "report": "one self-contained HTML page about a run or a study",
+    "doctor": "what this machine has, and what will be used",
 }
 
 MODULES = {"models": "model_table"}  # distseg.models is the networks' package

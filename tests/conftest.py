@@ -71,3 +71,13 @@ def small_run(store: Path, run_command: Callable[..., object]) -> Path:
     out = store.parent / "run"
     run_command("distseg", "train", *SMALL, f"data.store={store}", "train.max_steps=6", f"output_dir={out}")
     return out
+
+
+@pytest.fixture(scope="session")
+def model(small_run: Path) -> Path:
+    """The small run, exported; in float32, for its scores mean nothing."""
+    from distseg.serving.artefact import ExportOptions, export_run
+
+    out = small_run.parent / "model"
+    export_run(small_run, out, ExportOptions(precision="float32"))
+    return out

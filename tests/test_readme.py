@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distseg.cli import COMMANDS
-from distseg.training.artefact import export_run
+from distseg.serving.artefact import ExportOptions, export_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,7 +48,7 @@ def test_every_path_of_the_map_exists() -> None:
 
 
 def test_the_python_of_the_readme_runs_on_an_exported_model(small_run: Path, tmp_path: Path) -> None:
-    export_run(small_run, tmp_path / "model")
+    export_run(small_run, tmp_path / "model", ExportOptions(precision="float32"))
     (code,) = blocks("python")
     check = "assert mask.shape == (1, 1, 512, 512) and probability.shape == (1, 2, 512, 512)"
     words = [sys.executable, "-W", "ignore", "-c", code + check]

@@ -79,17 +79,22 @@ def read_dicom_series(files: Sequence[Path]) -> Volume:
         DistsegError: no CT, several series, slices that are missing, double, of different size or orientation or shifted
             by a gantry tilt, no rescale values, no position, or damaged or compressed by a method that is not installed.
     """
-    frames = _sorted_frames(files)
+    frames = sorted_frames(files)
     first = frames[0]
     folder = first.path if len(files) == 1 else first.path.parent
     check_voxel_count(folder, (len(frames), *first.shape))
-    hu_ZYX = np.stack([_hounsfield(frame) for frame in frames])
-    row, column = first.orientation
+    return in_lps(folder, np.stack([_hounsfield(frame) for frame in frames]).T, series_affine(frames))
+
+
+def series_affine(frames: Sequence[Frame]) -> np.ndarray:
+    """4 x 4, (column, row, frame) of a sorted series -> mm to the Right, Anterior, Superior."""
+    row, column = frames[0].orientation
+    row_mm, column_mm = frames[0].spacing_mm
     affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = row * first.spacing_mm[1], column * first.spacing_mm[0]
+    affine[:3, 0], affine[:3, 1] = row * column_mm, column * row_mm
     affine[:3, 2] = np.cross(row, column) * _slice_distance(frames)
-    affine[:3, 3] = first.position_mm
-    return in_lps(folder, hu_ZYX.T, LPS_TO_RAS @ affine)
+    affine[:3, 3] = frames[0].position_mm
+    return LPS_TO_RAS @ affine
 
 
 def axial_order(files: Sequence[Path]) -> list[Path]:
@@ -98,7 +103,7 @@ def axial_order(files: Sequence[Path]) -> list[Path]:
     Raises:
         DistsegError: as `read_dicom_series`; or it is not axial, so that pictures of its slices do not lie as they show.
     """
-    frames = _sorted_frames(files)
+    frames = sorted_frames(files)
     if not np.allclose(frames[0].orientation.ravel(), AXIAL, atol=1e-3):
         raise DistsegError(
             f"dicom {frames[0].path}: got orientation {frames[0].orientation.ravel().tolist()}; PNG masks need an axial "
@@ -173,7 +178,7 @@ def _segment_numbers(segmentation: Any, numbers: Sequence[int], shape: Sequence[
     return label_ZYX
 
 
-def _sorted_frames(files: Sequence[Path]) -> list[Frame]:
+def sorted_frames(files: Sequence[Path]) -> list[Frame]:
     """All frames of the files along their normal, as one regular stack."""
     frames: list[Frame] = []
     series: dict[str, str] = {}

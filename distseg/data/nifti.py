@@ -1,17 +1,23 @@
 """NIfTI volumes in and masks out. Files may have any of the 48 axis orders; masks go back to theirs."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from nibabel.orientations import io_orientation
 
-from distseg.data.volume import LPS, Volume, check_voxel_count, in_lps, parsing
+from distseg.data.volume import Volume, as_stored, check_voxel_count, in_lps, parsing
 from distseg.errors import DistsegError
 from distseg.files import written_aside
 
 SUFFIXES = (".nii.gz", ".nii")
+# Header fields that say where voxels lie; a header made anew from an affine would round them.
+GEOMETRY = (
+    "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
 DEFLATE_RATIO = 1032  # no gzip file unpacks to more than this many times its size
 
 
@@ -32,14 +38,31 @@ def read_nifti(path: Path) -> Volume:
             with values that are not finite.
     """
     image = _open(path)
-    return in_lps(path, _voxels(image, path), image.affine)
+    return replace(in_lps(path, _voxels(image, path), image.affine), header=image.header)
 
 
-def write_mask(path: Path, mask_ZYX: np.ndarray, like: Path) -> None:
-    """Writes a uint8 mask with the shape, axis order and affine of the NIfTI file it was predicted from."""
-    affine = _open(like).affine
-    back = ornt_transform(LPS, io_orientation(affine))
-    image = nib.Nifti1Image(apply_orientation(mask_ZYX.T, back).astype(np.uint8), affine)
+def write_on_grid(path: Path, values_ZYX: np.ndarray, volume: Volume, scale: float = 1.0) -> None:
+    """Writes a mask, or a map of probabilities, where its volume lies.
+
+    The shape, the axis order and the geometry are those of the volume's NIfTI file, field by field; of another format those of
+    its array in distseg, as float32.
+
+    Args:
+        path: ends in one of `SUFFIXES`.
+        values_ZYX: uint8 or float32.
+        volume: as it was read.
+        scale: what readers multiply the values with.
+    """
+    header = nib.Nifti1Header() if volume.header is None else type(volume.header)()
+    if volume.header is not None:
+        for name in GEOMETRY:
+            header[name] = volume.header[name]
+    affine = volume.affine if volume.header is None else volume.header.get_best_affine()
+    assert affine is not None  # PNG slices lie nowhere
+    header.set_data_dtype(values_ZYX.dtype)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(as_stored(values_ZYX, affine), affine, header)
+    image.header.set_slope_inter(scale, 0)
     with written_aside(path) as aside:
         nib.save(image, aside)
 

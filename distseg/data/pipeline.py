@@ -55,7 +55,7 @@ def slice_pipeline(source: Any, data: DataConfig, augment: AugmentConfig, on_gpu
     )
     images = [_warp(_read_npy(path, on_gpu), coarse_matrix, coarse_size, types.INTERP_LINEAR) for path in image_paths]
     label = _warp(_read_npy(label_path, on_gpu), matrix, (size, size), types.INTERP_NN)
-    # After resampling, on fewer pixels; the exported model has the same order (models/serving.py).
+    # After resampling, on fewer pixels; the exported model has the same order (models/segmenter.py).
     image = fn.stack(*images, axis=0, axis_name="C") if data.neighbours else _one_channel(images[0])
     # Each `and` asks Python first: a change that never happens is not in the graph.
     if augment.low_resolution_probability > 0 and coarse_size[0] < size:
@@ -167,7 +167,7 @@ class SliceLoader:
             device.type == "cuda",
             batch_size=plan.batch_size_per_rank,
             num_threads=data.num_threads,
-            device_id=device.index if device.type == "cuda" else None,
+            device_id=_gpu_number(device),
             prefetch_queue_depth=PREFETCH,
         )
 
@@ -268,6 +268,13 @@ def build_val_loader(data: DataConfig, slices: Slices, plan: Plan, device: torch
     """The same without augmentation, from the first slice on."""
     unchanged = AugmentConfig("none", **PRESETS["none"])
     return SliceLoader(slices, plan, data, unchanged, lambda *_: None, seed=0, focus_labels=(), device=device)
+
+
+def _gpu_number(device: torch.device) -> int | None:
+    """What DALI calls a device by; one without a number (a single process has it so) is torch's current one."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _three_rows(matrix: np.ndarray) -> np.ndarray:

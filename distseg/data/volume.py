@@ -6,6 +6,7 @@ a slice [Y, X] shows as a radiologist sees it.
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
+from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from distseg.config import AIR_HU
@@ -20,6 +22,7 @@ from distseg.errors import DistsegError
 
 MAX_VOXELS = 2**31  # 4 GiB of int16: far above any chest CT, far below what a broken header may claim
 GREY_WINDOW_HU = (-1250, 250)  # what grey 0..255 stands for in the radiopaedia_* volumes of Zenodo 3757476
+PARSING = threading.RLock()  # filters of warnings and levels of loggers are those of all threads
 LPS = axcodes2ornt(("L", "P", "S"))
 VOXEL_MM = (1e-6, 1e6)  # sizes that a header in any unit may mean
 HIGHEST_HU = 32767  # what int16 holds; dense metal stays below it
@@ -36,6 +39,8 @@ class Volume:
     """z, y, x; None: the source does not say (PNG)"""
     affine: np.ndarray | None
     """4 x 4, index (x, y, z) of values_ZYX -> mm to the Right, Anterior, Superior as in NIfTI; None as above"""
+    header: Nifti1Header | None = None
+    """of a NIfTI file; None: of another format"""
 
 
 def in_lps(path: Path, values_XYZ: np.ndarray, affine: np.ndarray) -> Volume:
@@ -59,9 +64,26 @@ def in_lps(path: Path, values_XYZ: np.ndarray, affine: np.ndarray) -> Volume:
     return Volume(path, values_ZYX, (z_mm, y_mm, x_mm), turned)
 
 
+def as_stored(values_ZYX: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Values in the axis order of the array that `in_lps` made them from with that affine."""
+    return apply_orientation(values_ZYX.T, ornt_transform(LPS, io_orientation(affine)))
+
+
 @contextlib.contextmanager
 def parsing(what: str, path: Path) -> Iterator[None]:
     """Turns whatever a damaged file makes a parser raise, log or warn into one line."""
+    try:
+        with PARSING, _silence():
+            yield
+    except DistsegError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DistsegError(f"{what} {path}: damaged or not readable ({reason}); copy or download it again") from None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("nibabel.global", "pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -69,11 +91,6 @@ def parsing(what: str, path: Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
-    except DistsegError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DistsegError(f"{what} {path}: damaged or not readable ({reason}); copy or download it again") from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -1,4 +1,5 @@
-"""Networks made of networks: an ensemble, several views of an image (test-time augmentation), windows sliding over it.
+"""Networks made of networks: an ensemble, several views of an image (test-time augmentation), windows sliding over it, and
+one that computes in fewer bits.
 
 Each takes and gives what a network does, image (B, C, H, W) in [0, 1] to logits (B, R, H, W), so that scores, `distseg predict`
 and the exported file can hold it. Scriptable, around networks that are scripted or traced; without a check of H and W.
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distseg.errors import DistsegError
+from distseg.models.network import SegmentationNetwork
 
 if TYPE_CHECKING:
     from distseg.config import EvaluateConfig
@@ -103,6 +105,31 @@ class SlidingWindow(nn.Module):
                 total_BRHW = total_BRHW + F.pad(logits_BRhw * weight_hw, around)
                 weight_HW = weight_HW + F.pad(weight_hw, around)
         return total_BRHW / weight_HW
+
+
+class ReducedPrecision(nn.Module):
+    """A network whose convolutions compute in bfloat16 or float16; image, statistics of its norms and logits are float32."""
+
+    like: Tensor
+
+    def __init__(self, network: SegmentationNetwork, dtype: torch.dtype) -> None:
+        """Wraps a network, whose weights are changed.
+
+        Args:
+            network: In eval mode.
+            dtype: torch.bfloat16 or torch.float16.
+        """
+        super().__init__()
+        self.network = network
+        for part in network.modules():
+            if isinstance(part, (nn.Conv2d, nn.Linear)):
+                part.to(dtype)
+        network.mean_C11, network.std_C11 = network.mean_C11.to(dtype), network.std_C11.to(dtype)
+        self.register_buffer("like", torch.zeros((), dtype=dtype))
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Gives logits (B, R, H, W)."""
+        return self.network(image_BCHW.to(self.like.dtype)).float()
 
 
 def build_views(networks: Sequence[nn.Module], settings: "EvaluateConfig", stride: int) -> nn.Module:

@@ -30,7 +30,7 @@ RankedSlice = tuple[float, int, str, int]
 class Overlay:
     title: str
     hu_YX: np.ndarray
-    truth_YX: np.ndarray
+    truth_YX: np.ndarray | None
     mask_YX: np.ndarray
 
 
@@ -121,8 +121,10 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_overlays(overlays: Sequence[Overlay], path: Path, columns: int = 3) -> None:
-    """Slices in the lung window; truth as dashed, prediction as solid outline, a colour a label."""
+def draw_overlays(
+    overlays: Sequence[Overlay], path: Path, columns: int = 3, heading: str = "dashed: truth, solid: prediction"
+) -> None:
+    """Slices in the lung window; truth, where known, as dashed, prediction as solid outline, a colour a label."""
     rows = -(-len(overlays) // columns)
     figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -132,8 +134,9 @@ def draw_overlays(overlays: Sequence[Overlay], path: Path, columns: int = 3) -> 
         axes.imshow(overlay.hu_YX, cmap="gray", vmin=LUNG_WINDOW_HU[0], vmax=LUNG_WINDOW_HU[1])
         axes.set_title(overlay.title, fontsize=8)
         for labels, style in ((overlay.truth_YX, "dashed"), (overlay.mask_YX, "solid")):
-            draw_outlines(axes, labels, style)
-    figure.suptitle("dashed: truth, solid: prediction", fontsize=9)
+            if labels is not None:
+                draw_outlines(axes, labels, style)
+    figure.suptitle(heading, fontsize=9)
     _save(figure, path)
 
 

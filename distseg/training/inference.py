@@ -1,6 +1,6 @@
 """Volumes through the served model: the cases of a split, each with its truth and its mask."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -51,9 +51,19 @@ def split_slices(config: Config, store: Store, split: str) -> Slices:
     return store.slices_of_split(split, config.data.fold, leaky_seed)
 
 
+def with_neighbours(hu_ZYX: np.ndarray, z_B: np.ndarray, n_slices: int) -> np.ndarray:
+    """Slices between their neighbours, (B, n_slices, Y, X); beyond a volume's ends its last slices repeat."""
+    around = np.arange(n_slices) - n_slices // 2
+    return hu_ZYX[np.clip(z_B[:, None] + around, 0, len(hu_ZYX) - 1)]
+
+
 @torch.inference_mode()
 def segment_volume(
-    segmenter: Segmenter, hu_ZYX: np.ndarray, device: torch.device, batch_size: int
+    segmenter: Segmenter,
+    hu_ZYX: np.ndarray,
+    device: torch.device,
+    batch_size: int,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels and probabilities of a volume, slice by slice.
 
@@ -62,19 +72,20 @@ def segment_volume(
         hu_ZYX: int16 HU.
         device: where to compute.
         batch_size: slices in one forward pass.
+        progress: is told how many slices each pass has done.
 
     Returns:
         uint8 labels [Z, Y, X] and float32 probabilities [R, Z, Y, X].
     """
-    neighbours = segmenter.n_slices // 2
-    around = np.arange(-neighbours, neighbours + 1)  # a volume's end slices repeat
     masks, probabilities = [], []
     for start in range(0, len(hu_ZYX), batch_size):
-        z_B1 = np.arange(start, min(start + batch_size, len(hu_ZYX)))[:, None]
-        hu_BCHW = torch.from_numpy(hu_ZYX[np.clip(z_B1 + around, 0, len(hu_ZYX) - 1)]).to(device)
+        z_B = np.arange(start, min(start + batch_size, len(hu_ZYX)))
+        hu_BCHW = torch.from_numpy(with_neighbours(hu_ZYX, z_B, segmenter.n_slices)).to(device)
         mask_B1HW, probability_BRHW = segmenter(hu_BCHW)
         masks.append(mask_B1HW.squeeze(1).cpu().numpy())
         probabilities.append(probability_BRHW.cpu().numpy())
+        if progress is not None:
+            progress(len(z_B))
     return np.concatenate(masks), np.concatenate(probabilities).swapaxes(0, 1)
 
 

@@ -15,7 +15,7 @@ import pydantic
 from scipy.ndimage import find_objects, label
 
 from distseg.errors import DistsegError
-from distseg.models.serving import write_order
+from distseg.models.segmenter import write_order
 
 RULES = "postprocessing.json"  # in a run's folder
 

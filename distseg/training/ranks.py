@@ -32,7 +32,9 @@ def connect_ranks(config: Config) -> Accelerator:
     Raises:
         DistsegError: the job is not what the launch asked for, or its strategy is not supported.
     """
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        repeat_bits_on_gpu()
+    else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed looks for a GPU otherwise
     train, root = config.train, Path(config.output_dir)
     if missing := [name for name in train.trackers if importlib.util.find_spec(name) is None]:
@@ -57,6 +59,14 @@ def connect_ranks(config: Config) -> Accelerator:
     )
     check_world(accelerator.num_processes, accelerator.distributed_type)
     return accelerator
+
+
+def repeat_bits_on_gpu() -> None:
+    """Has torch choose operations that give the same bits in every run; on CPUs they do anyway."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; it refuses to go on without
+    torch.use_deterministic_algorithms(True)
+    # A check for memory that nobody wrote, paid for on every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def check_world(connected: int, strategy: DistributedType) -> None:

@@ -34,7 +34,7 @@ from distseg.errors import DistsegError
 from distseg.files import locked, remove_if_empty, write_json, write_text, written_aside
 from distseg.models import SegmentationNetwork, build_model
 from distseg.models.averaging import build_views
-from distseg.models.serving import HuSegmenter, build_segmenter
+from distseg.models.segmenter import HuSegmenter, build_segmenter
 from distseg.training.checkpoint import Progress
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "nvidia-dali-cuda130", "numpy")
@@ -249,11 +249,17 @@ def load_best(folder: RunFolder, config: Config, depth: int | None = None) -> tu
         raise DistsegError(
             f"weights {folder.best_weights}: damaged or of another model ({reason}); train again"
         ) from None
+    if config.model.channels_last:
+        network = network.to(memory_format=torch.channels_last)
     return network.eval(), _segmenter(config, [network])
 
 
-def load_ensemble(members: Sequence[tuple[RunFolder, Config]]) -> HuSegmenter:
+def load_ensemble(members: Sequence[tuple[RunFolder, Config]], depth: int | None = None) -> HuSegmenter:
     """The segmenter of the first run, whose probabilities are those of all the runs on average.
+
+    Args:
+        members: the runs.
+        depth: each network cut at this depth, see `load_best`.
 
     Raises:
         DistsegError: a run that sees other images, or has other regions, than the first.
@@ -268,7 +274,7 @@ def load_ensemble(members: Sequence[tuple[RunFolder, Config]]) -> HuSegmenter:
                 f"--ensemble: got {folder.root} with {key} {theirs.get(key)}; {first.root} has {mine.get(key)}; members must "
                 "see the same images and have the same regions"
             )
-    return _segmenter(config, [load_best(*member)[0] for member in members])
+    return _segmenter(config, [load_best(*member, depth)[0] for member in members])
 
 
 def _segmenter(config: Config, networks: Sequence[SegmentationNetwork]) -> HuSegmenter:

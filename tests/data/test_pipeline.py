@@ -18,7 +18,7 @@ from distseg.data.pipeline import Batch, build_train_loader, build_val_loader, s
 from distseg.data.plan import Plan, Position
 from distseg.data.store import Slices, open_store
 from distseg.errors import DistsegError
-from distseg.models.serving import HuSegmenter
+from distseg.models.segmenter import HuSegmenter
 
 CPU = torch.device("cpu")
 STRONG = AugmentConfig("strong", **PRESETS["strong"])
@@ -223,3 +223,20 @@ def test_the_same_request_gives_the_same_pixels_again(slices: Slices) -> None:
             bool(torch.isfinite(first.image_BCHW).all()) and 0 <= first.image_BCHW.min() <= first.image_BCHW.max() <= 1
         )
         assert all(torch.equal(first.image_BCHW, other.image_BCHW) for other in others)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("data", [DATA, EVERYTHING], ids=["study", "everything"])
+def test_the_gpu_gives_the_pixels_of_the_cpu_also_when_its_work_lags_behind(data: DataConfig, slices: Slices) -> None:
+    on_gpu = []
+    plan = Plan(len(slices), 6, 0)
+    for batch in itertools.islice(build_train_loader(data, slices, plan, 0, torch.device("cuda"), Position(), (2,)), 9):
+        torch.cuda._sleep(50_000_000)  # some 30 ms, in which DALI must not write what is still to be read
+        on_gpu += copied([batch])
+        del batch  # so that DALI could
+    for mine, expected in zip(on_gpu, batches(slices, 0, 1, 9, data=data), strict=True):
+        assert mine.plan == expected.plan
+        far = (mine.image_BCHW.cpu() - expected.image_BCHW).abs() > 5e-3
+        assert far.float().mean() < 1e-3  # borders of a rectangle, of a rounded place
+        assert (mine.label_BHW.cpu() != expected.label_BHW).float().mean() < 1e-3

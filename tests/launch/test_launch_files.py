@@ -43,7 +43,8 @@ def test_launch_files_are_read_by_accelerate_and_hold_no_number_of_the_config(pa
 
 
 @pytest.mark.parametrize(
-    "name", ["torchrun.sh", "slurm.sbatch", "study.sbatch", "quickstart.sh", "setup_venv.sh", "nccl.env"]
+    "name",
+    ["torchrun.sh", "slurm.sbatch", "study.sbatch", "quickstart.sh", "setup_venv.sh", "setup_triton.sh", "nccl.env"],
 )
 def test_scripts_are_bash(name: str) -> None:
     subprocess.run(["bash", "-n", LAUNCH / name], check=True)

@@ -1,10 +1,7 @@
 """From a finished run to scores, a verified file, masks and a page; and a user's mistakes on the way."""
 
-import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,108 +14,12 @@ import torch
 from distseg.config import load_config
 from distseg.data.store import open_store
 from distseg.errors import DistsegError
-from distseg.models.serving import HuSegmenter, write_order
-from distseg.training.artefact import export_run, load_segmenter
+from distseg.models.segmenter import write_order
+from distseg.serving.artefact import ExportOptions, export_run
 from distseg.training.evaluation import evaluate_run
-from distseg.training.run_folder import load_best, open_run
 
 Run = Callable[..., Any]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model(small_run: Path) -> Path:
-    out = small_run.parent / "model"
-    export_run(small_run, out)
-    return out
-
-
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_scores_are_those_of_the_masks_that_predict_writes(
-    split: str, small_run: Path, phantom: Path, store: Path, model: Path, tmp_path: Path, run_command: Run
-) -> None:
-    summary = evaluate_run(small_run, split)
-    assert json.loads((small_run / f"eval/{split}/summary.json").read_text()) == summary
-    with (small_run / f"eval/{split}/per_case.csv").open() as file:
-        rows = {row["case"]: row for row in csv.DictReader(file)}
-    cases = open_store(store).cases_of(split, 0)
-    assert sorted(rows) == sorted(case.id for case in cases) and summary["n_cases"] == len(cases)
-    case = cases[0]
-    run_command("distseg", "predict", model, phantom / case.source, tmp_path / "mask.nii.gz")
-    mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj) > 0
-    truth = np.asarray(nib.load(phantom / "Lung_Mask" / Path(case.source).name).dataobj) > 0
-    assert (
-        int(rows[case.id]["lung_tp"]) == (mask & truth).sum() and int(rows[case.id]["lung_fp"]) == (mask & ~truth).sum()
-    )
-    dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
-    assert float(rows[case.id]["lung_dice"]) == pytest.approx(dice, abs=1e-6)
-
-
-def test_the_exported_file_gives_the_same_masks_without_distseg(small_run: Path, model: Path, tmp_path: Path) -> None:
-    hu = torch.randint(-1100, 400, (3, 1, 61, 75), dtype=torch.int16)
-    torch.save(hu, tmp_path / "in.pt")
-    script = """
-import sys, torch, warnings
-warnings.simplefilter("ignore")
-sys.modules["distseg"] = None
-torch.set_num_threads(1)
-with torch.inference_mode():
-    torch.save(torch.jit.load(sys.argv[1])(torch.load(sys.argv[2])), sys.argv[3])
-"""
-    words = [sys.executable, "-I", "-c", script, model / "model.pt", tmp_path / "in.pt", tmp_path / "out.pt"]
-    subprocess.run([str(word) for word in words], check=True)
-    mask, probability = torch.load(tmp_path / "out.pt")
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        eager_mask, eager_probability = load_best(*open_run(small_run))[1](hu)
-    assert torch.equal(mask, eager_mask) and mask.dtype == torch.uint8 and mask.shape == (3, 1, 61, 75)
-    torch.testing.assert_close(probability, eager_probability, rtol=0, atol=1e-6)
-    assert probability.dtype == torch.float32 and probability.shape == (3, 2, 61, 75)
-
-
-def test_the_file_describes_itself_inside_and_beside(model: Path) -> None:
-    beside = json.loads((model / "model.json").read_text())
-    extra = {"distseg.json": ""}
-    torch.jit.load(str(model / "model.pt"), _extra_files=extra)
-    inside = json.loads(extra["distseg.json"])
-    assert {key: beside[key] for key in inside} == inside
-    assert inside["regions"] == {"lung": [1, 2], "infection": [2]} and inside["windows_hu"] == [[-1250.0, 250.0]]
-    checks = beside["verification"]["checks"]
-    assert len(checks) >= 6 and all(check["differing_mask_pixels"] == 0 for check in checks)
-    assert sorted(path.name for path in model.iterdir()) == ["model.json", "model.pt"]
-
-
-def test_a_file_that_disagrees_is_not_published(
-    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from distseg.training import artefact
-
-    honest = artefact.write_torchscript
-
-    def another_window(segmenter: HuSegmenter, *rest: Any) -> None:
-        segmenter.low_hu = [low - 400 for low in segmenter.low_hu]
-        honest(segmenter, *rest)
-        segmenter.low_hu = [low + 400 for low in segmenter.low_hu]
-
-    monkeypatch.setattr(artefact, "write_torchscript", another_window)
-    with pytest.raises(DistsegError, match="the file differs from the eager model at shape"):
-        export_run(small_run, tmp_path / "model")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("kind", ["run", "export", "file"])
-def test_a_folder_of_volumes_gets_masks_with_their_geometry(
-    kind: str, small_run: Path, model: Path, phantom: Path, tmp_path: Path, run_command: Run
-) -> None:
-    source = {"run": small_run, "export": model, "file": model / "model.pt"}[kind]
-    volumes = tmp_path / "in"
-    volumes.mkdir()
-    for name in ("phantom_003.nii.gz", "phantom_004.nii.gz"):
-        shutil.copy(phantom / "COVID-19-CT-Seg_20cases" / name, volumes)
-    run_command("distseg", "predict", source, volumes, tmp_path / "out")
-    for path in volumes.iterdir():
-        volume, mask = nib.load(path), nib.load(tmp_path / "out" / path.name)
-        assert mask.shape == volume.shape and np.array_equal(mask.affine, volume.affine)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +78,7 @@ def test_post_processing_is_chosen_on_validation_and_used_from_then_on(
     assert summary["postprocessing"] == chosen["rules"] and raw["postprocessing"] is None
     assert evaluate_run(run, "test", raw=True)["regions"] == raw["regions"]
     model, volume = tmp_path / "model", phantom / open_store(store).cases_of("test", 0)[0].source
-    export_run(run, model)
+    export_run(run, model, ExportOptions(precision="float32"))
     run_command("distseg", "predict", model, volume, tmp_path / "mask.nii.gz")
     mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
     assert summary["regions"]["lung"]["predicted_ml"]["mean"] == pytest.approx(
@@ -204,18 +105,6 @@ def test_an_ensemble_is_scored_on_patients_that_no_member_has_seen(
         evaluate_run(small_run, "test", ensemble=[other])
 
 
-def test_a_run_with_test_time_augmentation_exports_it(small_run: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(small_run, tmp_path / "run"))
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("tta: false", "tta: true").replace("window: null", "window: 64"))
-    export_run(run, tmp_path / "model")  # compares the file with the eager model at several sizes
-    hu = torch.randint(-1100, 400, (1, 1, 64, 64), dtype=torch.int16)
-    plain, averaged = load_segmenter(small_run, CPU)(hu)[1], load_segmenter(tmp_path / "model", CPU)(hu)[1]
-    turned = load_segmenter(tmp_path / "model", CPU)(hu.flip(3))[1].flip(3)
-    torch.testing.assert_close(turned, averaged, rtol=0, atol=1e-5)
-    assert not torch.allclose(plain, averaged, atol=1e-5)
-
-
 def test_a_requirement_decides_the_exit_status_and_two_runs_are_compared(small_run: Path, run_command: Run) -> None:
     words = ["distseg", "evaluate", small_run, "evaluate.threshold=0.4", "--require", "lung.pooled.specificity>=0"]
     run_command(*words)
@@ -223,20 +112,6 @@ def test_a_requirement_decides_the_exit_status_and_two_runs_are_compared(small_r
     assert done.returncode == 1 and "--require: lung.dice is" in done.stderr and "lung: Dice" in done.stdout
     out = run_command("distseg", "evaluate", "--compare", small_run, small_run).stdout
     assert "lung dice: " in out and "difference 0.0000" in out
-
-
-@pytest.mark.parametrize("scale", [(64, 64), (630, 630), (96, 40), (1, 5)])
-def test_any_slice_size_gives_a_mask_of_that_size(scale: tuple[int, int], small_run: Path) -> None:
-    segmenter = load_segmenter(small_run, CPU)
-    mask, probability = segmenter(torch.zeros(2, 1, *scale, dtype=torch.int16))
-    assert mask.shape == (2, 1, *scale) and probability.shape == (2, 2, *scale)
-
-
-def test_wrong_tensors_are_refused_by_the_model_itself(model: Path) -> None:
-    segmenter = load_segmenter(model, CPU)
-    for wrong in (torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 8, 8, dtype=torch.int16), torch.zeros(1, 1, 0, 8).short()):
-        with pytest.raises(torch.jit.Error, match="input: must"):
-            segmenter(wrong)
 
 
 def test_regions_write_the_label_of_their_own() -> None:
@@ -255,9 +130,6 @@ def test_regions_write_the_label_of_their_own() -> None:
         (["evaluate", "{run}", "--require", "dice>0.7"], 2, "must be region.score>=value"),
         (["evaluate", "--compare", "{run}", "/nowhere"], 1, "/nowhere, which is not scored on split val"),
         (["export", "{run}", "{store}"], 1, "which holds something else"),
-        (["predict", "{model}", "/nowhere.nii", "/tmp/x.nii"], 1, "input: got /nowhere.nii; no such file"),
-        (["predict", "{store}/store.json", "{volume}", "/tmp/x.nii"], 1, "not a readable TorchScript file"),
-        (["predict", "{model}", "{volume}", "/tmp/mask.png"], 1, "must end in .nii.gz or .nii"),
         (["train", "--config", "/nowhere.yaml"], 1, "config file: got /nowhere.yaml; no such file"),
         (["train", "train.epcohs=1"], 1, "did you mean train.epochs?"),
         (["train", "train.epochs"], 2, "must be section.key=value"),
@@ -279,13 +151,11 @@ def test_a_mistake_is_one_line_and_the_right_status(
     status: int,
     message: str,
     small_run: Path,
-    model: Path,
     store: Path,
     phantom: Path,
     run_command: Run,
 ) -> None:
-    places = {"run": small_run, "model": model, "store": store, "phantom": phantom}
-    places["volume"] = phantom / "COVID-19-CT-Seg_20cases/phantom_001.nii.gz"
+    places = {"run": small_run, "store": store, "phantom": phantom}
     filled = words
     for name, place in places.items():
         filled = [word.replace(f"{{{name}}}", str(place)) for word in filled]

@@ -28,6 +28,10 @@ class HuSegmenter(nn.Module):
         stride: what h and w are multiples of.
         threshold: a pixel is in a region where its probability is at least this.
         written_labels: the label each region writes, in the order of writing: (region index, label), see `write_order`.
+
+    Attributes:
+        thresholds: of each region; `threshold` unless changed.
+        outer: for each region the one it must lie inside, written before it; -1: anywhere.
     """
 
     def __init__(
@@ -48,7 +52,8 @@ class HuSegmenter(nn.Module):
         self.air_hu = AIR_HU
         self.image_size = image_size
         self.stride = stride
-        self.threshold = threshold
+        self.thresholds = [threshold] * len(written_labels)
+        self.outer = [-1] * len(written_labels)
         self.region_order = [region for region, _ in written_labels]
         self.label_order = [label for _, label in written_labels]
 
@@ -85,10 +90,17 @@ class HuSegmenter(nn.Module):
         if self.image_size > 0:
             logits = F.interpolate(logits, size=[height, width], mode="bilinear", align_corners=False)
         probability = torch.sigmoid(logits)
-        mask = torch.zeros_like(hu_BCHW[:, :1], dtype=torch.uint8)
+        return self._labels(probability), probability
+
+    def _labels(self, probability_BRHW: torch.Tensor) -> torch.Tensor:
+        """One label a pixel, uint8 (B, 1, H, W)."""
+        mask = torch.zeros_like(probability_BRHW[:, :1], dtype=torch.uint8)
+        found = [probability_BRHW[:, r : r + 1] >= threshold for r, threshold in enumerate(self.thresholds)]
         for region, label in zip(self.region_order, self.label_order):  # noqa: B905 (scripting knows no strict=)
-            mask = mask.masked_fill(probability[:, region : region + 1] >= self.threshold, label)
-        return mask, probability
+            if self.outer[region] >= 0:
+                found[region] = found[region] & found[self.outer[region]]
+            mask = mask.masked_fill(found[region], label)
+        return mask
 
 
 def write_order(regions: Mapping[str, Sequence[int]]) -> list[tuple[int, int]]:

@@ -1,0 +1,217 @@
+"""A run's best model as a folder that needs no run: one file, verified, described, and what serves it.
+
+model/  model.pt | model.pt2 | model.onnx (metadata inside)  model.json (the same, and the verification's figures)
+        model_repository/  model_repository_python/ (Triton's, of model.pt)
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from distseg import __version__
+from distseg.config import Config
+from distseg.data.store import open_store
+from distseg.errors import DistsegError
+from distseg.files import folder_written_aside, is_free, sha256_of, write_json
+from distseg.models.segmenter import HuSegmenter, write_order
+from distseg.serving.formats import FORMATS, PRECISIONS, Format, in_precision, networks_of
+from distseg.serving.repository import write_repositories
+from distseg.serving.verification import Sample, dice_of_samples, read_samples, verify
+from distseg.training.inference import inference_device, segment_cases, split_slices
+from distseg.training.postprocessing import RegionRule, read_rules, rules_as_dict
+from distseg.training.run_folder import RunFolder, best_metadata, load_best, load_ensemble, open_run
+from distseg.training.scoring import pooled_dice
+
+MAX_DEPTH = 4  # of Unet++ on five encoder levels
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the file is to be."""
+
+    format: str = "torchscript"
+    """torchscript, pt2 or onnx"""
+    precision: str = "auto"
+    """of convolutions: float32, bfloat16, float16; auto: bfloat16 where Dice stays within `dice_tolerance`, else float32"""
+    dice_tolerance: float = 0.002
+    """largest change of a region's Dice that a reduced precision may bring"""
+    frozen: bool = False
+    """TorchScript with its weights made constants and its norms folded into convolutions"""
+    size: tuple[int, int] = (512, 512)
+    """height and width of the slices that a pt2 or onnx file takes"""
+    depth: int | None = None
+    """of a Unet++ trained with deep supervision: cut at this depth, 1 to 3; None: all of it"""
+    ensemble: Sequence[Path] = ()
+    """other runs, whose probabilities are averaged with this one's, in one file"""
+
+
+def export_run(
+    run: Path, out: Path, options: ExportOptions = ExportOptions(), overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Writes the verified model of a run to `out`; on any failure `out` stays as it was.
+
+    Args:
+        run: folder of the run.
+        out: folder to write.
+        options: what the file is to be.
+        overrides: `evaluate.key=value` over the run's config.
+
+    Returns:
+        What is in model.json.
+
+    Raises:
+        DistsegError: no finished run, `out` holds something else, options that do not fit, a precision that costs too much Dice,
+            or a file that does not agree with the eager model.
+    """
+    folder, config = open_run(run, overrides)
+    format = _check(options, config, out)
+    rules = read_rules(run)
+    whole = load_ensemble([(folder, config), *(open_run(other) for other in options.ensemble)], options.depth)
+    _settle_slices(whole, rules, config)
+    samples = read_samples(config)
+    segmenter, precision = _in_chosen_precision(whole, format, options, samples, config)
+    described = describe(config, whole, best_metadata(folder)) | {
+        "format": options.format,
+        "frozen": options.frozen,
+        "device": inference_device().type if options.format == "pt2" else "any",
+        "precision": precision,
+        "ensemble": [str(path) for path in options.ensemble],
+        "postprocessing": rules_as_dict(rules),  # of whole volumes: `distseg predict` does it
+    }
+    if not format.any_size:
+        described["input"]["shape"][2:] = options.size
+    if config.model.deep_supervision:
+        described["model"]["depth"] = options.depth or MAX_DEPTH
+        described["depths"] = describe_depths(folder, config)
+    with folder_written_aside(out) as aside:
+        path = aside / format.file
+        format.write(segmenter, path, described, inference_device())
+        described["verification"] = verify(segmenter, path, described, format.exact and not options.frozen, samples)
+        described["sha256"] = sha256_of(path)
+        write_json(aside / "model.json", described)
+        if options.format == "torchscript":
+            write_repositories(aside, described)
+    return described
+
+
+def _check(options: ExportOptions, config: Config, out: Path) -> Format:
+    format = FORMATS[options.format]
+    if not (out / "model.json").is_file() and not is_free(out):
+        raise DistsegError(f"output: got {out}, which holds something else; give a new folder or an earlier export")
+    if options.depth is not None and not (config.model.deep_supervision and 1 <= options.depth < MAX_DEPTH):
+        raise DistsegError(
+            f"--depth: got {options.depth}; only a Unet++ trained with model.deep_supervision has heads at depths 1 to "
+            f"{MAX_DEPTH - 1}; leave it out, or train so"
+        )
+    if options.precision not in ("auto", *format.precisions):
+        raise DistsegError(
+            f"--precision: got {options.precision} for {options.format}, which takes {', '.join(format.precisions)}; choose another"
+        )
+    if options.frozen and options.format != "torchscript":
+        raise DistsegError(f"--frozen: got it for {options.format}; only TorchScript is frozen; leave it out")
+    return format
+
+
+def _settle_slices(segmenter: HuSegmenter, rules: Mapping[str, RegionRule] | None, config: Config) -> None:
+    """Puts into the segmenter what post-processing does to each slice alone."""
+    names = list(config.regions)
+    for name, rule in (rules or {}).items():
+        segmenter.thresholds[names.index(name)] = rule.threshold
+        segmenter.outer[names.index(name)] = names.index(rule.inside) if rule.inside else -1
+
+
+def _in_chosen_precision(
+    whole: HuSegmenter, format: Format, options: ExportOptions, samples: Sequence[Sample], config: Config
+) -> tuple[HuSegmenter, dict[str, Any]]:
+    """The segmenter to be written, and what model.json says of its precision.
+
+    Raises:
+        DistsegError: a precision was asked for whose cost is too high, or cannot be measured.
+    """
+    asked = options.precision
+    wanted = "bfloat16" if asked == "auto" and "bfloat16" in format.precisions else asked
+    if wanted not in PRECISIONS:
+        return whole, {"weights": "float32"}
+    if not samples:
+        problem = f"{config.data.store} is gone, so its cost in Dice cannot be measured"
+    else:
+        reduced = in_precision(whole, wanted)
+        before, after = (dice_of_samples(one, samples, config) for one in (whole, reduced))
+        changes = {name: (after[name] or 0.0) - (before[name] or 0.0) for name in before}
+        measured = {"dice": before, "dice_change": changes, "slices": sum(len(sample.z) for sample in samples)}
+        worst = max(changes, key=lambda name: abs(changes[name]))
+        if abs(changes[worst]) <= options.dice_tolerance:
+            return reduced, {"weights": wanted, "tolerance": options.dice_tolerance} | measured
+        problem = f"{wanted} changes the Dice of {worst} by {changes[worst]:+.4f}, more than {options.dice_tolerance:g}"
+    if asked == "auto":
+        return whole, {"weights": "float32", "because": problem}
+    raise DistsegError(f"--precision: got {asked}; {problem}; take float32, or another --dice-tolerance")
+
+
+def describe(config: Config, segmenter: HuSegmenter, best: dict[str, str]) -> dict[str, Any]:
+    """What a user of the model has to know, and where it came from."""
+    names = list(config.regions)
+    return {
+        "distseg": __version__,
+        "torch": torch.__version__,
+        "input": {"name": "HU", "dtype": "int16", "shape": ["N", segmenter.n_slices, "H", "W"], "unit": "Hounsfield"},
+        "outputs": [
+            {"name": "MASK", "dtype": "uint8", "shape": ["N", 1, "H", "W"]},
+            {"name": "PROB", "dtype": "float32", "shape": ["N", len(names), "H", "W"]},
+        ],
+        "labels": json.loads(best.pop("labels")),
+        "regions": {name: list(labels) for name, labels in config.regions.items()},
+        "written_labels": {names[index]: label for index, label in write_order(config.regions)},
+        "windows_hu": [list(window) for window in config.data.windows_hu],
+        "image_size": segmenter.image_size,
+        "stride": segmenter.stride,
+        "thresholds": dict(zip(names, segmenter.thresholds, strict=True)),
+        "inside": {name: names[outer] for name, outer in zip(names, segmenter.outer, strict=True) if outer >= 0},
+        "test_time_augmentation": config.evaluate.tta,
+        "model": {"encoder": config.model.encoder, "decoder": config.model.decoder},
+        "weights_sha256": digest_of_weights(segmenter),
+        "training": {"config_sha256": config.digest(), "best": best},
+    }
+
+
+def digest_of_weights(segmenter: HuSegmenter) -> str:
+    """SHA-256 over names and values of its networks' weights (the bytes of a file change with its name)."""
+    digest = hashlib.sha256()
+    for network in networks_of(segmenter).values():
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe_depths(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
+    """What a deeply supervised Unet++ costs and scores when it is cut at each depth.
+
+    Returns:
+        For depths 1 to 4: parameters, GMACs of one slice at the training size, and the Dice of each region over all voxels of
+        the validation split; None where the store is no longer there.
+    """
+    store = Path(config.data.store)
+    opened = open_store(store) if (store / "store.json").is_file() else None
+    rows: list[dict[str, Any]] = []
+    for depth in range(1, MAX_DEPTH + 1):
+        network, segmenter = load_best(folder, config, depth if depth < MAX_DEPTH else None)
+        image = torch.zeros(1, config.data.channels, config.data.image_size, config.data.image_size)
+        with FlopCounterMode(display=False) as counted, torch.inference_mode():
+            network(image)
+        row: dict[str, Any] = {"depth": depth, "parameters": sum(p.numel() for p in network.parameters())}
+        row["gmacs"] = round(counted.get_total_flops() / 2e9, 3)
+        row["dice"] = None
+        if opened is not None:
+            device, slices = inference_device(), split_slices(config, opened, "val")
+            row["dice"] = pooled_dice(
+                segment_cases(segmenter.to(device), opened, slices, config, device), config.regions
+            )
+        rows.append(row)
+    return rows

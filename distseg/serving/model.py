@@ -1,0 +1,153 @@
+"""A model that segments volumes, wherever it is: a run's best weights, an exported file, a server."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import torch
+
+from distseg.errors import DistsegError
+from distseg.serving import standalone
+from distseg.serving.artefact import describe
+from distseg.serving.formats import FORMATS
+from distseg.training.inference import Segmenter, segment_volume
+from distseg.training.postprocessing import RegionRule, label_map, read_rules, rules_as_dict
+from distseg.training.run_folder import best_metadata, load_best, open_run
+
+DESCRIPTION = "model.json"  # beside an exported file
+# What a check of the file or its packing adds to the description: the masks are the same with and without.
+NOT_IDENTITY = ("verification", "sha256")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a model's metadata must say for its masks to be read; they say more."""
+
+    labels: Mapping[str, int]
+    regions: Mapping[str, Sequence[int]]
+    """region -> its labels, in the order of the probabilities"""
+    weights_sha256: str
+    postprocessing: Mapping[str, RegionRule] | None = None
+    """rules of whole volumes; None: masks as the segmenter gives them"""
+
+
+@dataclass(frozen=True)
+class Model:
+    segmenter: Segmenter
+    device: torch.device
+    """where the segmenter takes its slices"""
+    described: Described
+    identity: str
+    """SHA-256 of all that its masks follow from"""
+
+    def segment(
+        self, hu_ZYX: np.ndarray, batch_size: int, progress: Callable[[int], object] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of a volume, post-processed where rules were chosen, and probabilities.
+
+        Args:
+            hu_ZYX: int16 HU.
+            batch_size: slices in one forward pass.
+            progress: is told how many slices each pass has done.
+
+        Returns:
+            uint8 labels [Z, Y, X] and float32 probabilities [R, Z, Y, X].
+
+        Raises:
+            DistsegError: the batch does not fit the GPU's memory, or the server fails.
+        """
+        try:
+            mask_ZYX, probability_RZYX = segment_volume(self.segmenter, hu_ZYX, self.device, batch_size, progress)
+        except torch.OutOfMemoryError:
+            raise DistsegError(
+                f"--batch-size: got {batch_size} slices of {hu_ZYX.shape[1:]}; they do not fit the GPU; give fewer"
+            ) from None
+        except ValueError as error:  # the file takes slices of another size
+            raise DistsegError(str(error)) from None
+        rules = self.described.postprocessing
+        if rules is not None:
+            mask_ZYX = label_map(rules, probability_RZYX, self.described.regions)
+        return mask_ZYX, probability_RZYX
+
+
+def open_model(source: Path, device: torch.device) -> Model:
+    """The model of a run folder, of an export folder or of an exported file.
+
+    Raises:
+        DistsegError: none of the three, or damaged.
+    """
+    if (source / "config.yaml").is_file():
+        return _open_run(source, device)
+    path = _exported_file(source)
+    try:
+        segmenter = standalone.load(path, device)
+    except (RuntimeError, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise DistsegError(f"model {path}: not readable ({reason}); export it again") from None
+    beside = path.with_name(DESCRIPTION)
+    model = _model(path, segmenter, device, segmenter.metadata)
+    if beside.is_file() and _described(beside, _read_json(beside)).weights_sha256 != model.described.weights_sha256:
+        raise DistsegError(f"model: got {beside}, which describes another file than {path.name}; export it again")
+    return model
+
+
+def _exported_file(source: Path) -> Path:
+    names = [format.file for format in FORMATS.values()]
+    candidates = [source / name for name in names] if source.is_dir() else [source]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise DistsegError(
+        f"model: got {source}; it must be a run folder, an export folder or one of {', '.join(names)}; check the path"
+    )
+
+
+def open_server(url: str) -> Model:
+    """The model that a Triton server runs.
+
+    Args:
+        url: grpc://host:port or http://host:port.
+
+    Raises:
+        DistsegError: no such server, or its model is none of distseg's.
+    """
+    from distseg.serving.client import RemoteSegmenter  # its library is an extra
+
+    remote = RemoteSegmenter(url)
+    return _model(url, remote, torch.device("cpu"), remote.metadata)
+
+
+def _open_run(run: Path, device: torch.device) -> Model:
+    folder, config = open_run(run)
+    _, segmenter = load_best(folder, config)
+    metadata = describe(config, segmenter, best_metadata(folder))
+    metadata["postprocessing"] = rules_as_dict(read_rules(run))
+    return _model(run, segmenter.to(device), device, metadata)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DistsegError(f"model: got {path}, damaged ({error}); export it again") from None
+
+
+def _described(source: Path | str, metadata: Any) -> Described:
+    try:
+        return pydantic.TypeAdapter(Described).validate_python(metadata)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "metadata"
+        raise DistsegError(f"model: got {source} with damaged {where} ({first['msg']}); export it again") from None
+
+
+def _model(source: Path | str, segmenter: Segmenter, device: torch.device, metadata: dict[str, Any]) -> Model:
+    described = _described(source, metadata)
+    telling = {key: value for key, value in metadata.items() if key not in NOT_IDENTITY}
+    identity = hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()
+    return Model(segmenter, device, described, identity)

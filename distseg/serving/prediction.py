@@ -1,0 +1,234 @@
+"""Volumes in, masks out: each volume read ahead, segmented, written, measured, and noted as done."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from distseg.data.dicom import read_dicom_series
+from distseg.data.nifti import is_nifti, read_nifti, write_on_grid
+from distseg.data.volume import Volume, hounsfield
+from distseg.errors import DistsegError
+from distseg.files import locked
+from distseg.serving.finished import Finished
+from distseg.serving.model import Model
+from distseg.serving.work import Task, Work
+from distseg.training.figures import Overlay, draw_overlays
+from distseg.training.postprocessing import regions_by_width
+from distseg.training.run_folder import write_csv
+
+LUNG = "lung"  # the region that affected shares are of
+SLICES_SHOWN = 6  # of an overlay
+
+Read = tuple[Volume, str]
+"""a volume in HU, and where its intensities came from"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is written of each volume."""
+
+    intensity: str = "auto"
+    """of the volumes: auto, hu or grey"""
+    format: str = "nifti"
+    """of the mask: nifti or dicom-seg"""
+    probabilities: str | None = None
+    """of each region: float32, or uint8 in steps of 1/255; None: not written"""
+    overlay: bool = False
+    """a picture of the most affected slices"""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model, and what it is to write."""
+
+    model: Model
+    options: Options
+    batch_size: int
+
+    def predict(self, work: Work) -> None:
+        """Writes the masks of all volumes; in a folder, those that are done already are passed over.
+
+        Raises:
+            DistsegError: a volume failed (the others of its folder are done), or the output cannot be written, is full or
+                in use.
+        """
+        with _output(work):
+            if work.folder is None:
+                for task, read in _read_ahead(work.tasks, self.options.intensity):
+                    self._predict_volume(task, read, "1/1")
+            else:
+                with _alone(work.folder):
+                    self._predict_folder(work.folder, work.tasks)
+
+    def _predict_folder(self, folder: Path, tasks: Sequence[Task]) -> None:
+        identity = json.dumps([self.model.identity, asdict(self.options)])
+        finished = Finished(folder, tasks, hashlib.sha256(identity.encode()).hexdigest())
+        table = folder / "volumes.csv"
+        table.unlink(missing_ok=True)  # until it is of these masks
+        missing = [task for task in tasks if task not in finished]
+        if len(missing) < len(tasks):
+            print(f"{folder}: {len(tasks) - len(missing)} of {len(tasks)} volumes are done already")
+        failed = []
+        for number, (task, read) in enumerate(_read_ahead(missing, self.options.intensity), start=1):
+            count = f"{number}/{len(missing)}"
+            try:
+                files, row = self._predict_volume(task, read, count)
+                finished.add(task, files, row)
+            except DistsegError as error:
+                failed.append(task.name)
+                tqdm.write(f"{count} {task.name}: failed: {error}", sys.stderr)
+        write_csv(table, finished.rows(tasks))
+        if failed:
+            raise DistsegError(
+                f"predict: {len(failed)} of {len(tasks)} volumes failed ({', '.join(failed)}), the others are done; mend them "
+                "and run the same command again"
+            )
+
+    def _predict_volume(self, task: Task, read: Future[Read], count: str) -> tuple[list[Path], dict[str, Any]]:
+        """From voxels to files and a line about them; gives the files and the row of volumes.csv."""
+        volume, origin = read.result()
+        start = time.perf_counter()
+        # A bar of its own where there is a terminal; elsewhere the line below is all that is seen.
+        bar = tqdm(total=len(volume.values_ZYX), desc=f"{count} {task.name}", unit="slice", leave=False, disable=None)
+        with bar:
+            mask_ZYX, probability_RZYX = self.model.segment(volume.values_ZYX, self.batch_size, bar.update)
+        files = _write(task, volume, mask_ZYX, probability_RZYX, self.model, self.options)
+        found = measure(mask_ZYX, self.model.described.regions, volume.spacing_mm)
+        elapsed_s = time.perf_counter() - start
+        tqdm.write(f"{count} {task.mask}: {describe(found)}; intensity {origin}, {elapsed_s:.1f} s")
+        row = {"volume": task.name, "source": str(task.source), "mask": task.mask.name, "intensity": origin}
+        return files, row | found
+
+
+def _write(
+    task: Task, volume: Volume, mask_ZYX: np.ndarray, probability_RZYX: np.ndarray, model: Model, options: Options
+) -> list[Path]:
+    """All files of a volume, the mask last."""
+    regions, files = model.described.regions, []
+    if options.probabilities is not None:
+        for name, probability_ZYX in zip(regions, probability_RZYX, strict=True):
+            files.append(task.beside(f"_probability_{name}.nii.gz"))
+            _write_probability(files[-1], probability_ZYX, volume, options.probabilities)
+    if options.overlay:
+        files.append(task.beside("_overlay.png"))
+        overlays = telling_slices(volume.values_ZYX, mask_ZYX, regions)
+        draw_overlays(overlays, files[-1], heading=f"{task.name}: {', '.join(regions_by_width(regions))}")
+    if options.format == "dicom-seg":
+        from distseg.data.dicom_seg import write_segmentation  # slow to import, and few need it
+
+        by_width = {name: regions[name] for name in regions_by_width(regions)}
+        write_segmentation(task.mask, mask_ZYX, task.files, by_width, model.described.weights_sha256)
+    else:
+        write_on_grid(task.mask, mask_ZYX, volume)
+    return [*files, task.mask]
+
+
+def _write_probability(path: Path, probability_ZYX: np.ndarray, volume: Volume, dtype: str) -> None:
+    if dtype == "uint8":
+        write_on_grid(path, np.rint(probability_ZYX * 255).astype(np.uint8), volume, scale=1 / 255)
+    else:
+        write_on_grid(path, probability_ZYX.astype(np.float32), volume)
+
+
+def measure(
+    mask_ZYX: np.ndarray, regions: Mapping[str, Sequence[int]], spacing_mm: tuple[float, float, float] | None
+) -> dict[str, float | None]:
+    """Volumes of the regions in ml and, of those inside the lung, in per cent of it.
+
+    Args:
+        mask_ZYX: uint8 labels.
+        regions: region -> its labels.
+        spacing_mm: z, y, x; None: not known.
+
+    Returns:
+        <region>_ml (None where there is no spacing) and <region>_percent_of_lung (None where there is no lung).
+    """
+    voxels_of_label = np.bincount(mask_ZYX.ravel(), minlength=256)
+    voxels = {name: int(voxels_of_label[list(labels)].sum()) for name, labels in regions.items()}
+    voxel_ml = None if spacing_mm is None else float(np.prod(spacing_mm)) / 1000
+    found = {f"{name}_ml": None if voxel_ml is None else round(n * voxel_ml, 3) for name, n in voxels.items()}
+    for name in regions:
+        if name != LUNG and set(regions[name]) <= set(regions.get(LUNG, ())):
+            share = round(100 * voxels[name] / voxels[LUNG], 3) if voxels[LUNG] else None
+            found[f"{name}_percent_of_lung"] = share
+    return found
+
+
+def describe(found: Mapping[str, float | None]) -> str:
+    """`lung 4210.3 ml, infection 312.2 ml (7.4 % of the lung)`."""
+    parts = []
+    for key, value in found.items():
+        if key.endswith("_ml") and value is not None:
+            name = key.removesuffix("_ml")
+            share = found.get(f"{name}_percent_of_lung")
+            parts.append(f"{name} {value:.1f} ml" + ("" if share is None else f" ({share:.1f} % of the lung)"))
+    return ", ".join(parts)
+
+
+def telling_slices(hu_ZYX: np.ndarray, mask_ZYX: np.ndarray, regions: Mapping[str, Sequence[int]]) -> list[Overlay]:
+    """The slices with most of the narrowest region, then of the next wider ones, from the lowest up."""
+    by_width = regions_by_width(regions)
+    areas = [np.isin(mask_ZYX, list(regions[name])).sum(axis=(1, 2)) for name in by_width]  # lexsort: last key first
+    chosen = sorted(np.lexsort(areas)[-SLICES_SHOWN:].tolist())
+    counts = [", ".join(f"{name} {area[z]} px" for name, area in zip(by_width, areas, strict=True)) for z in chosen]
+    return [
+        Overlay(f"slice {z}: {count}", hu_ZYX[z], None, mask_ZYX[z]) for z, count in zip(chosen, counts, strict=True)
+    ]
+
+
+def _read_ahead(tasks: Sequence[Task], intensity: str) -> Iterator[tuple[Task, Future[Read]]]:
+    """The volumes in order; a thread reads the next one while the caller works on the present one."""
+    with ThreadPoolExecutor(1) as pool:
+        following = [pool.submit(_read, task, intensity) for task in tasks[:1]]
+        for index, task in enumerate(tasks):
+            volume = following.pop()
+            volume.exception()  # read to the end: two volumes wait in memory, not three
+            following += [pool.submit(_read, other, intensity) for other in tasks[index + 1 : index + 2]]
+            yield task, volume
+
+
+def _read(task: Task, intensity: str) -> Read:
+    try:
+        if not task.files:
+            raise DistsegError(
+                f"input: got {task.source} without a DICOM file; each folder holds a series; move it away"
+            )
+        volume = read_nifti(task.source) if is_nifti(task.source) else read_dicom_series(task.files)
+    except OSError as error:
+        raise DistsegError(f"volume {task.source}: not readable ({error.strerror}); check the path") from None
+    hu_ZYX, origin = hounsfield(volume, intensity)
+    return replace(volume, values_ZYX=hu_ZYX), origin
+
+
+@contextlib.contextmanager
+def _output(work: Work) -> Iterator[None]:
+    """What the operating system says of the output (a full disk, no permission) ends everything, in one line."""
+    try:
+        yield
+    except OSError as error:
+        where = work.folder or work.tasks[0].mask
+        raise DistsegError(
+            f"output: got {where}, which cannot be written ({error.strerror or error}); make room, or choose another"
+        ) from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        with locked(folder / ".predict.lock", f"process {os.getpid()}"):
+            yield
+    except BlockingIOError:
+        raise DistsegError(
+            f"output: got {folder}, which another predict writes to; wait for it, or choose another"
+        ) from None

@@ -1,0 +1,44 @@
+"""An exported model behind Triton's python backend: written into the repository as model.py; needs torch, not distseg."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton_python_backend_utils as pb_utils  # only there inside the server
+from torch.utils.dlpack import from_dlpack, to_dlpack
+
+
+class TritonPythonModel:
+    """The class that the backend looks for."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the model.pt that lies beside this file to the device that the server gave this instance."""
+        gpu = args["model_instance_kind"] == "GPU"
+        self.device = torch.device("cuda", int(args["model_instance_device_id"])) if gpu else torch.device("cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 calls TorchScript deprecated
+            self.model = torch.jit.load(str(Path(__file__).with_name("model.pt")), map_location=self.device)
+
+    @torch.inference_mode()
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Segments the slices of all requests in one call; the server only puts slices of one size together.
+
+        Arrays travel as DLPack: under NumPy 2 `pb_utils.Tensor(name, array)` sends no bytes and calls it success
+        (seen in 2.51.0).
+        """
+        hu_BCHW = [from_dlpack(pb_utils.get_input_tensor_by_name(one, "HU").to_dlpack()) for one in requests]
+        if any(part.numel() == 0 for part in hu_BCHW):
+            reason = f"HU: got shape {tuple(hu_BCHW[0].shape)}; no size may be 0; send at least one pixel"
+            error = pb_utils.TritonError(reason, pb_utils.TritonError.INVALID_ARG)
+            return [pb_utils.InferenceResponse(error=error) for _ in requests]
+        mask, probability = self.model(torch.cat(hu_BCHW).to(self.device))
+        sizes = [len(part) for part in hu_BCHW]
+        return [
+            pb_utils.InferenceResponse([_output("MASK", one_mask), _output("PROB", one_probability)])
+            for one_mask, one_probability in zip(mask.cpu().split(sizes), probability.cpu().split(sizes), strict=True)
+        ]
+
+
+def _output(name: str, values: torch.Tensor) -> Any:
+    return pb_utils.Tensor.from_dlpack(name, to_dlpack(values.contiguous()))

@@ -1,0 +1,185 @@
+"""Is the file the model? It is read and run by a process without distseg, and compared with the eager model.
+
+Shape letters: N slices, C channels, H height, W width, R regions.
+"""
+
+import copy
+import dataclasses
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from distseg.config import AIR_HU, Config
+from distseg.data.store import Case, open_store
+from distseg.errors import DistsegError
+from distseg.models.segmenter import HuSegmenter
+from distseg.serving import standalone
+from distseg.training.inference import SegmentedCase, inference_device, split_slices, with_neighbours
+from distseg.training.scoring import pooled_dice
+
+# Batch, height, width: batch 1 and 3, odd, smaller than the stride, not square. A trace is made at another shape.
+CHECKED_SHAPES = ((1, 512, 512), (3, 256, 256), (1, 63, 101), (3, 37, 224), (2, 17, 9), (1, 1, 1))
+CHECKED_BATCHES = (1, 2, 3, 4, 5, 8)  # of a file that takes one height and width
+SAMPLE = 64  # slices of the validation split: minutes on a CPU, at 512 x 512
+COMPARED = 8  # cases of which the file is run on a slice
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """How far a file may be from the eager model."""
+
+    probability: float
+    mask_share: float
+    """of a mask's pixels, rounded up: a pixel at its threshold may go either way"""
+
+
+EXACT = Accepted(1e-5, 0.0)
+# A compiler sums in another order; bfloat16 and float16 have 8 and 11 bits for it.
+COMPILED = {"float32": Accepted(1e-3, 1e-3), "float16": Accepted(1e-2, 5e-3), "bfloat16": Accepted(5e-2, 1e-2)}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some slices of a case of the validation split, as a segmenter takes them."""
+
+    case: Case
+    z: np.ndarray
+    hu_NCHW: torch.Tensor
+    truth_NHW: np.ndarray
+
+
+def read_samples(config: Config) -> list[Sample]:
+    """Slices spread evenly over the validation split; none where the store is no longer there."""
+    root = Path(config.data.store)
+    if not (root / "store.json").is_file():
+        return []
+    store = open_store(root)
+    slices = split_slices(config, store, "val")
+    step = -(-len(slices) // SAMPLE)
+    samples = []
+    for case, z in slices.by_case():
+        hu_ZYX, truth_ZYX = store.read_case(case)
+        kept = z[step // 2 :: step]
+        hu_NCHW = torch.from_numpy(with_neighbours(hu_ZYX, kept, 2 * config.data.neighbours + 1))
+        samples.append(Sample(case, kept, hu_NCHW, truth_ZYX[kept]))
+    return [sample for sample in samples if len(sample.z)]
+
+
+@torch.inference_mode()
+def dice_of_samples(segmenter: HuSegmenter, samples: Sequence[Sample], config: Config) -> dict[str, float | None]:
+    """Dice of each region over all pixels of the samples; None where it is undefined."""
+    device = inference_device()
+    segmenter = copy.deepcopy(segmenter).to(device)
+
+    def segmented() -> Iterator[SegmentedCase]:
+        for sample in samples:
+            parts = [segmenter(part.to(device))[0] for part in sample.hu_NCHW.split(config.evaluate.batch_size)]
+            mask_ZYX = torch.cat(parts)[:, 0].cpu().numpy()
+            middle = sample.hu_NCHW[:, segmenter.n_slices // 2].numpy()
+            yield SegmentedCase(sample.case, sample.z, middle, sample.truth_NHW, mask_ZYX)
+
+    return pooled_dice(segmented(), config.regions)
+
+
+def verify(
+    segmenter: HuSegmenter, path: Path, metadata: Mapping[str, Any], exact: bool, samples: Sequence[Sample]
+) -> dict[str, Any]:
+    """Compares a file with the eager model, on random slices of several shapes and on real ones.
+
+    Args:
+        segmenter: the eager model.
+        path, metadata: the file.
+        exact: whether it runs the eager model's kernels.
+        samples: real slices; none: random ones alone.
+
+    Returns:
+        What model.json says about it.
+
+    Raises:
+        DistsegError: the file does not run, or differs by more than is accepted.
+    """
+    accepted = EXACT if exact else COMPILED[metadata["precision"]["weights"]]
+    size = [length for length in metadata["input"]["shape"][2:] if isinstance(length, int)]
+    inputs = [*_random_slices(segmenter.n_slices, size), *_real_slices(samples, size)]
+    device = torch.device("cpu" if metadata["device"] == "any" else metadata["device"])
+    answers = _run_without_distseg(path, [hu_NCHW for _, hu_NCHW in inputs], device)
+    eager = copy.deepcopy(segmenter).to(device)
+    checks = []
+    for (origin, hu_NCHW), answer in zip(inputs, answers, strict=True):
+        check = {"slices": origin, "shape": list(hu_NCHW.shape)} | _differences(answer, eager, hu_NCHW.to(device))
+        _require(check, accepted)
+        checks.append(check)
+    return {"accepted": dataclasses.asdict(accepted), "loaded_without_distseg": True, "checks": checks}
+
+
+def _differences(
+    answer: tuple[torch.Tensor, torch.Tensor], eager: HuSegmenter, hu_NCHW: torch.Tensor
+) -> dict[str, float]:
+    mask, probability = answer
+    with torch.inference_mode():
+        eager_mask, eager_probability = (output.cpu() for output in eager(hu_NCHW))
+    return {
+        "max_probability_difference": float((probability - eager_probability).abs().max()),
+        "differing_mask_pixels": int((mask != eager_mask).sum()),
+    }
+
+
+def _require(check: Mapping[str, Any], accepted: Accepted) -> None:
+    difference, pixels = check["max_probability_difference"], check["differing_mask_pixels"]
+    n, _, height, width = check["shape"]
+    allowed = int(np.ceil(accepted.mask_share * n * height * width))
+    if not difference <= accepted.probability or pixels > allowed:  # written so that NaN fails too
+        raise DistsegError(
+            f"export: the file differs from the eager model at shape {check['shape']} by {difference:g} in probability and "
+            f"{pixels} mask pixels; at most {accepted.probability:g} and {allowed} are accepted; nothing was written; report "
+            "this model"
+        )
+
+
+def _run_without_distseg(
+    model: Path, inputs: Sequence[torch.Tensor], device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Runs the file as a service would: in a process of its own that cannot import this package."""
+    with tempfile.TemporaryDirectory() as folder:
+        inputs_file, outputs_file = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
+        torch.save(list(inputs), inputs_file)
+        # As many threads as here: the order of a sum, and so its last bit, depends on them.
+        words = [model, inputs_file, outputs_file, device.type, torch.get_num_threads()]
+        command = [sys.executable, "-I", standalone.__file__, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise DistsegError(
+                f"export: the file does not run outside distseg ({last}); nothing was written; report this model"
+            )
+        return torch.load(outputs_file, weights_only=True)
+
+
+def _random_slices(n_slices: int, size: Sequence[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Smooth random HU over the whole range that a scanner gives, so that the network has edges to see."""
+    shapes = [(batch, *size) for batch in CHECKED_BATCHES] if size else CHECKED_SHAPES
+    for seed, (batch, height, width) in enumerate(shapes):
+        generator = np.random.default_rng(seed)
+        coarse = generator.uniform(-1024, 1500, (batch, n_slices, 8, 8)).astype(np.float32)
+        smooth = nn.functional.interpolate(torch.from_numpy(coarse), (height, width), mode="bicubic")
+        noise = torch.from_numpy(generator.normal(0, 30, smooth.shape))
+        yield "random", (smooth + noise).clamp(-32768, 32767).to(torch.int16)
+
+
+def _real_slices(samples: Sequence[Sample], size: Sequence[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The middle one of those of each case, up to `COMPARED` cases; cut or filled with air to `size`."""
+    for sample in samples[:COMPARED]:
+        middle = len(sample.z) // 2
+        hu_1CHW = sample.hu_NCHW[middle : middle + 1]
+        if size:
+            missing = [length - got for length, got in zip(size, hu_1CHW.shape[2:], strict=True)]
+            hu_1CHW = nn.functional.pad(hu_1CHW, [0, missing[1], 0, missing[0]], value=AIR_HU)
+        yield f"{sample.case.id}/{sample.z[middle]}", hu_1CHW

@@ -1,0 +1,129 @@
+"""What `distseg predict` has to do: which volumes an input holds, and where the mask of each goes."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from distseg.data.dicom import is_dicom
+from distseg.data.nifti import SUFFIXES, is_nifti, nifti_stem
+from distseg.errors import DistsegError
+
+FORMATS = {"nifti": SUFFIXES, "dicom-seg": (".dcm",)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One volume and the file of its mask."""
+
+    files: tuple[Path, ...]
+    """one NIfTI file, or the DICOM files of a series (none: its folder holds no such file)"""
+    source: Path
+    """the file or the series' folder: what messages name"""
+    mask: Path
+
+    @property
+    def name(self) -> str:
+        return _stem(self.source)
+
+    def beside(self, ending: str) -> Path:
+        """The mask's path with another ending, for what else is written of the volume."""
+        stem = next(self.mask.name.removesuffix(end) for end in (*SUFFIXES, ".dcm") if self.mask.name.endswith(end))
+        return self.mask.with_name(stem + ending)
+
+
+@dataclass(frozen=True)
+class Work:
+    tasks: tuple[Task, ...]
+    folder: Path | None
+    """that the masks of a folder of volumes go to; None for a single volume"""
+
+
+def find_work(source: Path, out: Path, file_format: str) -> Work:
+    """The volumes of an input: a NIfTI file, a DICOM series, or a folder of either.
+
+    Args:
+        source: NIfTI file, DICOM file, or folder of NIfTI files, of the files of one series or of the series' folders.
+        out: a mask's file or a folder for it; for a folder of volumes, a folder.
+        file_format: one of `FORMATS`.
+
+    Raises:
+        DistsegError: nothing to read, several kinds of input in one folder, or `out` does not fit.
+    """
+    volumes, is_folder = _volumes(source)
+    if file_format == "dicom-seg" and any(is_nifti(path) for path in volumes):
+        raise DistsegError(
+            f"--format: got dicom-seg for {next(iter(volumes))}; it references DICOM images, and NIfTI is none; use nifti"
+        )
+    _check_apart(source, out)
+    _check_writable(out)
+    if is_folder:
+        return Work(_tasks_in(volumes, out, file_format), out)
+    ((volume, files),) = volumes.items()
+    mask = out / _mask_name(volume, file_format) if out.is_dir() else out
+    if not mask.name.endswith(FORMATS[file_format]):
+        endings = " or ".join(FORMATS[file_format])
+        raise DistsegError(f"output: got {out}; a mask's name must end in {endings}; rename it, or give a folder")
+    if mask.exists() and mask.samefile(volume):
+        raise DistsegError(f"output: got {mask}, the volume itself; it would be lost; choose another")
+    return Work((Task(files, volume, mask),), None)
+
+
+def _volumes(source: Path) -> tuple[dict[Path, tuple[Path, ...]], bool]:
+    """Volume (file, or folder of a series) -> its files; and whether they are of a folder that may hold many."""
+    if is_nifti(source) or is_dicom(source):
+        return {source: (source,)}, False
+    if not source.is_dir():
+        what = "neither NIfTI nor DICOM; convert it" if source.exists() else "no such file or folder; check the path"
+        raise DistsegError(f"input: got {source}; {what}")
+    entries = sorted(path for path in source.iterdir() if not path.name.startswith("."))
+    niftis: dict[Path, tuple[Path, ...]] = {path: (path,) for path in entries if is_nifti(path)}
+    slices = tuple(path for path in entries if path not in niftis and is_dicom(path))
+    folders = {path: _dicom_files(path) for path in entries if path.is_dir()}
+    series = folders if any(folders.values()) else {}
+    kinds: dict[str, dict[Path, tuple[Path, ...]]] = {
+        ".nii or .nii.gz files": niftis,
+        "DICOM files of one series": {source: slices} if slices else {},
+        "folders of DICOM series": series,
+    }
+    found = [kind for kind, volumes in kinds.items() if volumes]
+    if len(found) != 1:
+        held = " and ".join(found) or "no volume"
+        raise DistsegError(f"input: got folder {source} with {held}; it must hold one of: {', '.join(kinds)}; sort it")
+    return kinds[found[0]], not slices
+
+
+def _dicom_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(path for path in sorted(folder.iterdir()) if is_dicom(path))
+
+
+def _tasks_in(volumes: dict[Path, tuple[Path, ...]], out: Path, file_format: str) -> tuple[Task, ...]:
+    if out.is_file() or out.name.endswith(FORMATS[file_format]):
+        raise DistsegError(f"output: got file {out} for a folder of volumes; it must be a folder")
+    seen: dict[str, Path] = {}
+    for path in volumes:
+        if (other := seen.setdefault(_stem(path), path)) is not path:
+            raise DistsegError(f"input: got {other.name} and {path.name}; their masks would have one name; rename one")
+    return tuple(Task(files, path, out / _mask_name(path, file_format)) for path, files in volumes.items())
+
+
+def _mask_name(volume: Path, file_format: str) -> str:
+    if is_nifti(volume):
+        return volume.name
+    return _stem(volume) + (".dcm" if file_format == "dicom-seg" else ".nii.gz")
+
+
+def _stem(volume: Path) -> str:
+    return volume.name if volume.is_dir() else nifti_stem(volume).removesuffix(".dcm")
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise DistsegError(f"output: got {out} inside {source}; masks would be taken for volumes; choose another")
+
+
+def _check_writable(out: Path) -> None:
+    """Before anything is computed; what comes up later is an OSError."""
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    folder = existing.parent if existing == out and out.is_file() else existing
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise DistsegError(f"output: got {out}; {folder} must be a folder that can be written; choose another")
