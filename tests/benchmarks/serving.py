@@ -9,7 +9,6 @@ not depend on the weights.
 
 import argparse
 import contextlib
-import copy
 import itertools
 import os
 import re
@@ -59,6 +58,7 @@ p50, p99: milliseconds a call. vs eager: times its slices/s. difference: largest
 exported, default: model.pt of `distseg export RUN`, bfloat16 where that keeps the Dice (here if untrained: always)."""
 
 Way = Callable[[Tensor], tuple[Tensor, Tensor]]
+Seconds = Mapping[tuple[str, int], Sequence[float]]  # of each call, by way and batch
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,12 @@ class Bench:
         """Path of an exported file; weights that learned nothing have no Dice to keep."""
         size, tolerance = (self.size, self.size), 0.002 if self.trained else 1.0
         chosen = ExportOptions(size=size, dice_tolerance=tolerance, **options)
-        self.described[name] = export_run(self.run, self.work / name, chosen)
-        return self.work / name / FORMATS[chosen.format].file
+        self.described[name] = export_run(self.run, self.folder(name), chosen)
+        return self.folder(name) / FORMATS[chosen.format].file
+
+    def folder(self, name: str) -> Path:
+        """Of an export; without spaces, which end Triton's python backend (seen in 2.51.0)."""
+        return self.work / re.sub(r"\W+", "_", name)
 
     def way(self, segmenter: Callable[[Tensor], Any]) -> Way:
         """From and to the CPU's memory."""
@@ -105,8 +109,8 @@ def main() -> int:
         inputs = {batch: random_slices(bench, batch) for batch in BATCHES}
         differences = warm_up(ways, inputs)
         seconds = measure(ways, inputs, args.seconds)
-        cpp = measure_cpp(args.cpp, bench, args.threads, 8 if args.quick else 64)
-    print_tables(bench, seconds, differences, cpp, args)
+        cpp = measure_cpp(args.cpp, bench, 8 if args.quick else 32)
+    print_tables(bench, seconds, differences, cpp)
     for name, reason in left_out.items():
         print(f"not measured: {name} ({reason})")
     print_result("serving", ratios_of(bench, seconds, cpp), TARGETS | (TRAINED_TARGETS if trained else {}))
@@ -128,18 +132,30 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="toy size: whether it works, not how fast it is")
     args = parser.parse_args()
     if args.quick:
-        args.untrained, args.size, args.seconds, args.skip = True, 64, 0.0, ["compile", "AOTInductor"]
+        args.untrained, args.size, args.seconds, args.skip = (
+            True,
+            64,
+            0.0,
+            ["compile", "AOTInductor", "ONNX", "OpenVINO"],
+        )
     return args
 
 
 def make_run(work: Path, args: argparse.Namespace) -> Path:
-    """Trains on a phantom."""
-    words = ["--config", str(ROOT / "yaml_configs/medseg_cpu.yaml"), f"data.store={make_store(work, args.untrained)}"]
+    """Trains on a phantom; on a tiny one where only the speed counts."""
+    store = make_tiny_store(work) if args.untrained else make_store(work, quick=False)
+    words = ["--config", str(ROOT / "yaml_configs/medseg_cpu.yaml"), f"data.store={store}"]
     words += [f"model.encoder={args.encoder}", f"data.image_size={args.size}", f"output_dir={work / 'run'}"]
     words += ["train.max_steps=2", "train.batch_size_per_rank=2"] if args.untrained else ["train.epochs=5"]
     words += ["model.decoder_widths=[8,8,8,8,8]"] if args.quick else []
     run_module("distseg.train", *words)
     return work / "run"
+
+
+def make_tiny_store(work: Path) -> Path:
+    run_module("distseg.phantom", str(work / "phantom"), "--cases", "3", "--size", "64", "--slices", "8")
+    run_module("distseg.prepare", str(work / "phantom"), str(work / "store"), "--folds", "3")
+    return work / "store"
 
 
 # ---- the ways
@@ -160,10 +176,10 @@ def build_ways(bench: Bench, skip: Sequence[str]) -> tuple[dict[str, Way], dict[
 
 def eager_ways(bench: Bench) -> dict[str, Way]:
     orders = {EAGER: torch.contiguous_format, f"{EAGER}, channels last": torch.channels_last}
-    return {name: bench.way(_eager(bench, order)) for name, order in orders.items()}
+    return {name: bench.way(eager(bench, order)) for name, order in orders.items()}
 
 
-def _eager(bench: Bench, order: torch.memory_format) -> HuSegmenter:
+def eager(bench: Bench, order: torch.memory_format) -> HuSegmenter:
     _, segmenter = load_best(*open_run(bench.run))
     return segmenter.to(bench.device, memory_format=order)
 
@@ -174,17 +190,16 @@ def torchscript_ways(bench: Bench) -> dict[str, Way]:
 
 
 def compiled_ways(bench: Bench) -> dict[str, Way]:
-    _require_compiler()
-    segmenter = copy.copy(_eager(bench, torch.channels_last))
-    return {"torch.compile, float32": bench.way(torch.compile(segmenter, dynamic=True))}
+    require_compiler()
+    return {"torch.compile, float32": bench.way(torch.compile(eager(bench, torch.channels_last), dynamic=True))}
 
 
 def aot_inductor_ways(bench: Bench) -> dict[str, Way]:
-    _require_compiler()
+    require_compiler()
     return {"AOTInductor, default": bench.way(load(bench.export("AOTInductor", format="pt2"), bench.device))}
 
 
-def _require_compiler() -> None:
+def require_compiler() -> None:
     if shutil.which("g++") is None:
         raise DistsegError("no C++ compiler")
 
@@ -197,18 +212,18 @@ def openvino_ways(bench: Bench) -> dict[str, Way]:
     """The same ONNX file on the CPU, in the precision that OpenVINO chooses and in float32."""
     import openvino
 
-    path = bench.work / "ONNX" / FORMATS["onnx"].file
+    path = bench.folder("ONNX") / FORMATS["onnx"].file
     if not path.is_file():
         raise DistsegError("without the ONNX file")
     choices = {"OpenVINO, default": {}, "OpenVINO, float32": {"INFERENCE_PRECISION_HINT": "f32"}}
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
     return {
-        name: _of_openvino(openvino.Core().compile_model(path, "CPU", threads | chosen))
+        name: of_openvino(openvino.Core().compile_model(path, "CPU", threads | chosen))
         for name, chosen in choices.items()
     }
 
 
-def _of_openvino(model: Callable[[list[np.ndarray]], Mapping[int, np.ndarray]]) -> Way:
+def of_openvino(model: Callable[[list[np.ndarray]], Mapping[int, np.ndarray]]) -> Way:
     def call(hu_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         outputs = model([hu_BCHW.numpy()])
         return torch.from_numpy(outputs[0]), torch.from_numpy(outputs[1])
@@ -220,7 +235,7 @@ def triton_ways(bench: Bench) -> dict[str, Way]:
     """The default export behind the python backend."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         endpoints = Endpoints("127.0.0.1", probe.getsockname()[1])
-    bench.held.enter_context(running_server(find_installation(), bench.work / DEFAULT / PYTHON_REPOSITORY, endpoints))
+    bench.held.enter_context(running_server(find_installation(), bench.folder(DEFAULT) / PYTHON_REPOSITORY, endpoints))
     return {"Triton, HTTP": RemoteSegmenter(endpoints.http), GRPC: RemoteSegmenter(endpoints.grpc)}
 
 
@@ -269,29 +284,22 @@ def measure(
     return found
 
 
-@dataclass(frozen=True)
-class FreshRuns:
-    """Seconds that a volume took in fresh processes, side by side."""
-
-    n_slices: int
-    cpp_s: list[float]
-    python_s: list[float]
-
-
-def measure_cpp(program: Path, bench: Bench, threads: int, n_slices: int) -> FreshRuns | None:
-    """C++ and Python on one volume; None where the program is not built."""
+def measure_cpp(program: Path, bench: Bench, n_slices: int) -> dict[str, list[float]]:
+    """Slices/s of C++ and Python, turn by turn; empty where the program is not built."""
+    found: dict[str, list[float]] = {}
     if not program.is_file():
-        return None
-    model, volume = bench.work / DEFAULT / "model.pt", bench.work / "volume.npy"
+        return found
+    model, volume, threads = bench.folder(DEFAULT) / "model.pt", bench.work / "volume.npy", torch.get_num_threads()
     np.save(volume, random_slices(bench, n_slices)[:, 0].numpy())
     words = [program, model, volume, bench.work / "mask.npy", "--batch", BATCHES[-1], "--threads", threads]
     words += ["--device", bench.device.type]
-    found = FreshRuns(n_slices, [], [])
     for _ in range(FRESH_ROUNDS):
         said = subprocess.run([*map(str, words)], check=True, capture_output=True, text=True).stdout
-        found.cpp_s.append(float(re.findall(r"segmented in (\S+) s", said)[0]))
+        found.setdefault("C++", []).append(n_slices / float(re.findall(r"segmented in (\S+) s", said)[0]))
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-            found.python_s.append(fresh.submit(segment_once, model, volume, threads).result())
+            found.setdefault("Python", []).append(
+                n_slices / fresh.submit(segment_once, model, volume, threads).result()
+            )
     return found
 
 
@@ -309,31 +317,22 @@ def segment_once(model: Path, volume: Path, threads: int) -> float:
 
 
 def print_tables(
-    bench: Bench,
-    seconds: Mapping[tuple[str, int], Sequence[float]],
-    differences: Mapping[str, float],
-    cpp: FreshRuns | None,
-    args: argparse.Namespace,
+    bench: Bench, seconds: Seconds, differences: Mapping[str, float], cpp: Mapping[str, list[float]]
 ) -> None:
     described = bench.described[DEFAULT]
     print(
         f"{described['model']['decoder']} on {described['model']['encoder']}, {bench.size} x {bench.size}, {bench.device.type}, "
-        f"{torch.backends.cpu.get_cpu_capability()}, {args.threads} threads, {len(seconds[EAGER, BATCHES[-1]])} rounds, "
+        f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {len(seconds[EAGER, BATCHES[-1]])} rounds, "
         f"default {described['precision']['weights']}"
     )
     header = ["batch", "way", "slices/s", "p50", "p99", "vs eager", "difference", "Dice change"]
     print_table(header, table_rows(bench, seconds, differences))
     if cpp:
-        rows = [
-            [name, cpp.n_slices / statistics.median(s)] for name, s in (("C++", cpp.cpp_s), ("Python", cpp.python_s))
-        ]
-        print_table([f"{cpp.n_slices} slices in a fresh process", "slices/s"], rows)
+        print_table(["in a fresh process", "slices/s"], [[name, statistics.median(cpp[name])] for name in cpp])
     print(NOTES)
 
 
-def table_rows(
-    bench: Bench, seconds: Mapping[tuple[str, int], Sequence[float]], differences: Mapping[str, float]
-) -> Iterator[list[object]]:
+def table_rows(bench: Bench, seconds: Seconds, differences: Mapping[str, float]) -> Iterator[list[object]]:
     for (name, batch), found in sorted(seconds.items(), key=lambda item: item[0][1]):
         milliseconds = [float(1e3 * np.percentile(found, q)) for q in (50, 99)]
         speed, change = speed_ratio(seconds, name, EAGER, batch), dice_change(bench, name)
@@ -346,24 +345,19 @@ def dice_change(bench: Bench, name: str) -> str:
     return f"{max(changes.values(), key=abs):+.4f}" if changes else ""
 
 
-def speed_ratio(
-    seconds: Mapping[tuple[str, int], Sequence[float]], name: str, other: str, batch: int = BATCHES[-1]
-) -> float:
+def speed_ratio(seconds: Seconds, name: str, other: str, batch: int = BATCHES[-1]) -> float:
     """How many times as fast one way is as another."""
     pairs = zip(seconds[other, batch], seconds[name, batch], strict=True)
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
-def ratios_of(
-    bench: Bench, seconds: Mapping[tuple[str, int], Sequence[float]], cpp: FreshRuns | None
-) -> dict[str, float]:
+def ratios_of(bench: Bench, seconds: Seconds, cpp: Mapping[str, list[float]]) -> dict[str, float]:
     """What is judged, by name."""
     ratios = {"exported default / eager, batch 8": speed_ratio(seconds, DEFAULT, EAGER)}
     if (GRPC, BATCHES[-1]) in seconds:
         ratios["Triton gRPC / in process, batch 8"] = speed_ratio(seconds, GRPC, DEFAULT)
     if cpp:
-        pairs = zip(cpp.python_s, cpp.cpp_s, strict=True)
-        ratios["C++ / Python"] = statistics.median(python_s / cpp_s for python_s, cpp_s in pairs)
+        ratios["C++ / Python"] = statistics.median(a / b for a, b in zip(cpp["C++"], cpp["Python"], strict=True))
     if change := dice_change(bench, DEFAULT):
         ratios["Dice change"] = abs(float(change))
     return ratios
