@@ -175,7 +175,9 @@ def check_compiler() -> Finding:
     text = ", ".join(f"{name} {version or 'missing'}" for name, version in tools.items())
     text += "".join(f", no {name}" for name, there in headers.items() if not there)
     is_whole = all(tools.values()) and all(headers.values())
-    return Finding("compiler", text, "" if is_whole else "apt-get install g++ cmake make libnifti-dev nlohmann-json3-dev")
+    return Finding(
+        "compiler", text, "" if is_whole else "apt-get install g++ cmake make libnifti-dev nlohmann-json3-dev"
+    )
 
 
 def check_package(name: str, extra: str = "") -> Finding:

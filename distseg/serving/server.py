@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from distseg.errors import DistsegError
 
+READY_WITHIN_S = 900
 IN_ENVIRONMENT = Path("tritonserver", "pytriton", "tritonserver")  # where launch/setup_triton.sh puts it
 
 
@@ -37,6 +39,20 @@ class Endpoints:
     @property
     def metrics(self) -> str:
         return f"http://{self.host}:{self.port + 2}/metrics"
+
+
+def free_endpoints(host: str = "127.0.0.1") -> Endpoints:
+    """Three ports in a row that nobody listens on now.
+
+    Raises:
+        DistsegError: there are none.
+    """
+    for port in range(random.SystemRandom().randrange(20_000, 30_000), 60_000, 3):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for n in range(3):
+                stack.enter_context(socket.create_server((host, port + n)))
+            return Endpoints(host, port)
+    raise DistsegError(f"port: got none from 20000 to 60000 on {host}; three in a row are needed; end other servers")
 
 
 @dataclass(frozen=True)
@@ -79,8 +95,10 @@ def running_server(
         poll_s: how often it looks for changed models and takes them, seconds; 0: never.
 
     Raises:
-        DistsegError: a port is taken, or the server ended by itself before it was ready.
+        DistsegError: a port is taken, or the server was not ready in time or ended by itself before.
     """
+    if any(map(str.isspace, str(repository.resolve()))):  # its python backend would wait for ever (seen in 2.51.0)
+        raise DistsegError(f"model: got {repository}; Triton takes no folder with a space in its path; move it")
     for port in range(endpoints.port, endpoints.port + 3):
         _check_free(endpoints.host, port)
     process = subprocess.Popen(_command(installation, repository, endpoints, poll_s), env=_environment())
@@ -127,11 +145,16 @@ def _check_free(host: str, port: int) -> None:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], endpoints: Endpoints) -> None:
+    end = time.monotonic() + READY_WITHIN_S
     while not _is_ready(endpoints):
         if (status := process.poll()) is not None:
             raise DistsegError(
                 f"server: got exit status {status} from tritonserver before it was ready; it says why above; "
                 "mend that and start again"
+            )
+        if time.monotonic() > end:
+            raise DistsegError(
+                f"server: got no answer within {READY_WITHIN_S} s; a model is loaded and warmed up in less; see its log above"
             )
         time.sleep(0.1)
 

@@ -13,7 +13,6 @@ import itertools
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import tempfile
@@ -39,7 +38,7 @@ from distseg.serving.artefact import ExportOptions, export_run
 from distseg.serving.client import RemoteSegmenter
 from distseg.serving.formats import FORMATS
 from distseg.serving.repository import PYTHON_REPOSITORY
-from distseg.serving.server import Endpoints, find_installation, running_server
+from distseg.serving.server import find_installation, free_endpoints, running_server
 from distseg.serving.standalone import load
 from distseg.training.inference import inference_device, segment_volume
 from distseg.training.run_folder import load_best, open_run
@@ -109,8 +108,11 @@ def main() -> int:
         inputs = {batch: random_slices(bench, batch) for batch in BATCHES}
         differences = warm_up(ways, inputs)
         seconds = measure(ways, inputs, args.seconds)
+        print_table_of_ways(bench, seconds, differences)
         cpp = measure_cpp(args.cpp, bench, 8 if args.quick else 32)
-    print_tables(bench, seconds, differences, cpp)
+    if cpp:
+        print_table(["in a fresh process", "slices/s"], [[name, statistics.median(cpp[name])] for name in cpp])
+    print(NOTES)
     for name, reason in left_out.items():
         print(f"not measured: {name} ({reason})")
     print_result("serving", ratios_of(bench, seconds, cpp), TARGETS | (TRAINED_TARGETS if trained else {}))
@@ -132,12 +134,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="toy size: whether it works, not how fast it is")
     args = parser.parse_args()
     if args.quick:
-        args.untrained, args.size, args.seconds, args.skip = (
-            True,
-            64,
-            0.0,
-            ["compile", "AOTInductor", "ONNX", "OpenVINO"],
-        )
+        args.untrained, args.size, args.seconds = True, 64, 0.0
+        args.skip = ["compile", "AOTInductor", "ONNX", "OpenVINO"]  # minutes of compiling
     return args
 
 
@@ -233,8 +231,7 @@ def of_openvino(model: Callable[[list[np.ndarray]], Mapping[int, np.ndarray]]) -
 
 def triton_ways(bench: Bench) -> dict[str, Way]:
     """The default export behind the python backend."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        endpoints = Endpoints("127.0.0.1", probe.getsockname()[1])
+    endpoints = free_endpoints()
     bench.held.enter_context(running_server(find_installation(), bench.folder(DEFAULT) / PYTHON_REPOSITORY, endpoints))
     return {"Triton, HTTP": RemoteSegmenter(endpoints.http), GRPC: RemoteSegmenter(endpoints.grpc)}
 
@@ -316,9 +313,7 @@ def segment_once(model: Path, volume: Path, threads: int) -> float:
 # ---- the report
 
 
-def print_tables(
-    bench: Bench, seconds: Seconds, differences: Mapping[str, float], cpp: Mapping[str, list[float]]
-) -> None:
+def print_table_of_ways(bench: Bench, seconds: Seconds, differences: Mapping[str, float]) -> None:
     described = bench.described[DEFAULT]
     print(
         f"{described['model']['decoder']} on {described['model']['encoder']}, {bench.size} x {bench.size}, {bench.device.type}, "
@@ -327,9 +322,6 @@ def print_tables(
     )
     header = ["batch", "way", "slices/s", "p50", "p99", "vs eager", "difference", "Dice change"]
     print_table(header, table_rows(bench, seconds, differences))
-    if cpp:
-        print_table(["in a fresh process", "slices/s"], [[name, statistics.median(cpp[name])] for name in cpp])
-    print(NOTES)
 
 
 def table_rows(bench: Bench, seconds: Seconds, differences: Mapping[str, float]) -> Iterator[list[object]]:

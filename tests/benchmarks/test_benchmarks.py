@@ -12,7 +12,8 @@ FOLDER = Path(__file__).parent
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", ["input_pipeline", "store_scale", "models", "recipes widths", "loss", "loop_overhead", "scaling"]
+    "words",
+    ["input_pipeline", "store_scale", "models", "recipes widths", "loss", "loop_overhead", "scaling", "serving"],
 )
 def test_a_quick_benchmark_ends_with_its_verdict(words: str, run_command: Callable) -> None:
     name, *rest = words.split()

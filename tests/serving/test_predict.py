@@ -28,12 +28,11 @@ from distseg.serving.artefact import ExportOptions, export_run
 from distseg.serving.model import open_model
 from distseg.serving.prediction import measure, telling_slices
 from distseg.serving.repository import write_repositories
-from distseg.serving.server import find_installation, running_server
+from distseg.serving.server import find_installation, free_endpoints, running_server
 from distseg.training.evaluation import evaluate_run
 from distseg.training.inference import segment_volume
 from distseg.training.postprocessing import RULES, RegionRule, label_map, read_rules, rules_as_dict
 from tests.data.test_dicom import blank
-from tests.serving.test_server import free_endpoints
 
 CPU = torch.device("cpu")
 VOLUME = "COVID-19-CT-Seg_20cases/phantom_001.nii.gz"

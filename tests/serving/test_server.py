@@ -30,7 +30,7 @@ from distseg.errors import DistsegError
 from distseg.files import folder_written_aside
 from distseg.serving.client import RemoteSegmenter
 from distseg.serving.repository import write_repositories
-from distseg.serving.server import Endpoints, find_installation, running_server
+from distseg.serving.server import Endpoints, find_installation, free_endpoints, running_server
 from tests.conftest import ROOT
 from tests.serving.malformed_requests import (
     GRPC_KINDS,
@@ -49,16 +49,6 @@ try:
 except DistsegError as error:
     missing = str(error)
 pytestmark = [pytest.mark.serve, pytest.mark.skipif(bool(missing), reason=missing)]
-
-
-def free_endpoints() -> Endpoints:
-    """Three free ports in a row on this machine."""
-    for port in range(random.SystemRandom().randrange(20_000, 30_000), 60_000, 3):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for n in range(3):
-                stack.enter_context(socket.create_server(("127.0.0.1", port + n)))
-            return Endpoints("127.0.0.1", port)
-    raise AssertionError("no free ports")
 
 
 @pytest.fixture(scope="session")
@@ -277,8 +267,10 @@ def test_serve_stops_with_one_line_where_it_cannot_start(
     broken = tmp_path / "broken" / "model_repository_python" / "distseg"
     (broken / "1").mkdir(parents=True)
     (broken / "config.pbtxt").write_text("max_batch_size: many")
+    (tmp_path / "two words" / "model_repository_python").mkdir(parents=True)
     free = free_endpoints().port
     for words, reason in (
+        ((tmp_path / "two words",), "Triton takes no folder with a space in its path; move it"),
         ((tmp_path,), "got .* without model_repository_python; it must be what distseg export wrote"),
         ((model, "--port", server.port - 2), "three free ports in a row are needed"),
         ((model, "--port", 65_535), "three free ports in a row are needed"),
