@@ -5,6 +5,8 @@ import copy
 import io
 import json
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -69,7 +71,13 @@ def write_torchscript(segmenter: HuSegmenter, path: Path, metadata: Mapping[str,
 
 
 def write_aot_inductor(segmenter: HuSegmenter, path: Path, metadata: Mapping[str, Any], device: torch.device) -> None:
-    """Compiles the segmenter to a library for this machine's kind of processor; needs a C++ compiler."""
+    """Compiles the segmenter to a library for this machine's kind of processor.
+
+    Raises:
+        DistsegError: there is no C++ compiler.
+    """
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise DistsegError("--format: got pt2 without a C++ compiler to make it with; install g++, or set CXX")
     settings = {"aot_inductor.metadata": {METADATA: json.dumps(metadata)}}
     with _quiet(), torch.no_grad():
         program = _exported(segmenter, metadata, device)

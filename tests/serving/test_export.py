@@ -184,6 +184,13 @@ def test_aot_inductor_takes_one_size_and_gives_the_same(small_run: Path, model: 
     assert json.loads((out / "model.json").read_text())["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_pt2_without_a_compiler_is_refused(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(DistsegError, match="got pt2 without a C.. compiler"):
+        compiled(small_run, tmp_path, "pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
 def compiled(run: Path, folder: Path, format: str) -> Path:
     described = export_run(run, folder / format, dataclasses.replace(FLOAT32, format=format, size=(64, 80)))
     assert described["input"]["shape"] == ["N", 1, 64, 80]
