@@ -368,8 +368,9 @@ def test_words_may_come_in_any_order() -> None:
         ),
         (["{model}", "{volume}", "/proc/never/x.nii"], "got /proc/never/x.nii, which cannot be written"),
         (["{model}", "{volume}", "{volume}/x.nii"], "must be a folder that can be written"),
-        (["{store}/store.json", "{volume}", "{out}.nii"], "not a readable TorchScript file"),
-        (["{store}", "{volume}", "{out}.nii"], "it must be a run folder, an export folder or a model.pt"),
+        (["{store}/store.json", "{volume}", "{out}.nii"], "it must end in one of .pt, .pt2, .onnx"),
+        (["{half}/model.pt", "{volume}", "{out}.nii"], "model.pt: not readable (PytorchStreamReader failed"),
+        (["{store}", "{volume}", "{out}.nii"], "it must be a run folder, an export folder or one of model.pt,"),
         (["{torn}", "{volume}", "{out}.nii"], "model.json, damaged (Expecting"),
         (["{other}", "{volume}", "{out}.nii"], "which describes another file than model.pt"),
         (["{lame}", "{volume}", "{out}.nii"], "with damaged postprocessing.lung.threshold"),
@@ -422,7 +423,10 @@ def wrong_models(root: Path, model: Path) -> dict[str, Path]:
         (root / name).mkdir()
         (root / name / "model.pt").symlink_to(model / "model.pt")
         (root / name / "model.json").write_text(text)
-    return {name: root / name for name in texts}
+    (root / "half").mkdir()
+    whole = (model / "model.pt").read_bytes()
+    (root / "half/model.pt").write_bytes(whole[: len(whole) // 2])
+    return {name: root / name for name in (*texts, "half")}
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
