@@ -5,7 +5,6 @@ A line a thing, then a line a job with what it lacks. The exit status is 1 where
 
 import argparse
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -20,6 +19,7 @@ from typing import Any
 
 from distseg import __version__
 from distseg.errors import DistsegError, one_line_errors
+from distseg.packages import installed_version
 
 GIB = 2**30
 SMALL_SHM = GIB  # what containers have without --shm-size is 64 MiB
@@ -122,7 +122,7 @@ def check_gpus(torch: Any) -> list[Finding]:
 
 
 def check_dali(torch: Any) -> Finding:
-    builds = {name: version for name in DALI if (version := _version(name))}
+    builds = {name: version for name in DALI if (version := installed_version(name))}
     if len(builds) > 1:
         return Finding(
             "dali", f"{' and '.join(builds)} in one folder", f"pip uninstall {' '.join(builds)}; pip install -e ."
@@ -139,7 +139,7 @@ def check_dali(torch: Any) -> Finding:
 
 
 def check_loss_kernel(torch: Any) -> Finding:
-    language = f"Triton {_version('triton') or 'not installed'}"
+    language = f"Triton {installed_version('triton') or 'not installed'}"
     if torch is None:
         return Finding("loss kernel", language)
     from distseg.kernels.dispatch import kernel_for
@@ -182,7 +182,7 @@ def check_compiler() -> Finding:
 
 def check_package(name: str, extra: str = "") -> Finding:
     """By its metadata: importing each would take a minute on a cold disk."""
-    version = _version(name)
+    version = installed_version(name)
     if version is None or importlib.util.find_spec(name) is None:
         return Finding(name, "not installed", f"pip install 'distseg[{extra}]'" if extra else "pip install -e .")
     return Finding(name, version)
@@ -196,13 +196,6 @@ def _imported(name: str) -> tuple[Any, str]:
         return None, "not installed"
     except Exception as error:
         return None, f"broken ({' '.join(str(error).split())[:100]})"
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _tool_version(name: str) -> str | None:

@@ -74,12 +74,12 @@ def export_run(
     rules = read_rules(run)
     whole = load_ensemble([(folder, config), *(open_run(other) for other in options.ensemble)], options.depth)
     _settle_slices(whole, rules, config)
-    samples = read_samples(config)
+    samples, device = read_samples(config), inference_device()
     segmenter, precision = _in_chosen_precision(whole, format, options, samples, config)
     described = describe(config, whole, best_metadata(folder)) | {
         "format": options.format,
         "frozen": options.frozen,
-        "device": inference_device().type if options.format == "pt2" else "any",
+        "device": device.type if options.format == "pt2" else "any",
         "precision": precision,
         "ensemble": [str(path) for path in options.ensemble],
         "postprocessing": rules_as_dict(rules),  # of whole volumes: `distseg predict` does it
@@ -91,7 +91,7 @@ def export_run(
         described["depths"] = describe_depths(folder, config)
     with folder_written_aside(out) as aside:
         path = aside / format.file
-        format.write(segmenter, path, described, inference_device())
+        format.write(segmenter, path, described, device)
         described["verification"] = verify(segmenter, path, described, format.exact and not options.frozen, samples)
         described["sha256"] = sha256_of(path)
         write_json(aside / "model.json", described)

@@ -122,7 +122,7 @@ def _write(
             _write_probability(files[-1], probability_ZYX, volume, options.probabilities)
     if options.overlay:
         files.append(task.beside("_overlay.png"))
-        overlays = telling_slices(volume.values_ZYX, mask_ZYX, regions)
+        overlays = most_affected_slices(volume.values_ZYX, mask_ZYX, regions)
         draw_overlays(overlays, files[-1], heading=f"{task.name}: {', '.join(regions_by_width(regions))}")
     if options.format == "dicom-seg":
         from distseg.data.dicom_seg import write_segmentation  # slow to import, and few need it
@@ -176,7 +176,9 @@ def describe(found: Mapping[str, float | None]) -> str:
     return ", ".join(parts)
 
 
-def telling_slices(hu_ZYX: np.ndarray, mask_ZYX: np.ndarray, regions: Mapping[str, Sequence[int]]) -> list[Overlay]:
+def most_affected_slices(
+    hu_ZYX: np.ndarray, mask_ZYX: np.ndarray, regions: Mapping[str, Sequence[int]]
+) -> list[Overlay]:
     """The slices with most of the narrowest region, then of the next wider ones, from the lowest up."""
     by_width = regions_by_width(regions)
     areas = [np.isin(mask_ZYX, list(regions[name])).sum(axis=(1, 2)) for name in by_width]  # lexsort: last key first

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL_NAME = "distseg"
-METADATA = "distseg.json"  # name of the metadata among the configuration's parameters
+METADATA = "distseg.json"  # among the parameters; standalone.py has its twin, whose torch `distseg serve --help` must not wait for
 PYTORCH_REPOSITORY, PYTHON_REPOSITORY = "model_repository", "model_repository_python"
 MAX_BATCH = 8
 PREFERRED_BATCHES = (4, 8)

@@ -9,7 +9,6 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
@@ -35,6 +34,7 @@ from distseg.files import locked, remove_if_empty, write_json, write_text, writt
 from distseg.models import SegmentationNetwork, build_model
 from distseg.models.averaging import build_views
 from distseg.models.segmenter import HuSegmenter, build_segmenter
+from distseg.packages import installed_version
 from distseg.training.checkpoint import Progress
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "nvidia-dali-cuda130", "numpy")
@@ -324,7 +324,7 @@ def describe_environment(world_size: int, precision: str, strategy: str) -> dict
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := installed_version(name))},
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cpu_count": os.cpu_count(),
@@ -334,13 +334,6 @@ def describe_environment(world_size: int, precision: str, strategy: str) -> dict
         "git": _git_state(),
         "command": sys.argv,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git_state() -> str | None:

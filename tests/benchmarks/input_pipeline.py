@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from report import installed_version, print_result, print_table, print_versions
+from report import print_result, print_table, print_versions
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from distseg.config import AIR_HU, PRESETS, AugmentConfig, DataConfig
 from distseg.data.augment import windowing
 from distseg.data.plan import Plan
 from distseg.data.store import SliceFiles, open_store
+from distseg.packages import installed_version
 
 WORKERS = 2
 WARM_UP = 6  # batches: more than the peers' workers and DALI hold ready, so that none of them is timed

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import segmentation_models_pytorch as smp
 import torch
 from memory import peak_allocated_mib
-from report import installed_version, print_result, print_table, print_versions
+from report import print_result, print_table, print_versions
 from torch import Tensor, nn
 
 from distseg.config import LossConfig
 from distseg.errors import positive_int
 from distseg.kernels import region_bits
 from distseg.losses import BceDiceLoss
+from distseg.packages import installed_version
 
 BITS = region_bits({"lung": (1, 2), "infection": (2,)})
 OURS, DEFINITION, COMPILED, PLAIN = "distseg", "definition", "definition, compiled", "plain torch"

@@ -10,7 +10,8 @@ import operator
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+
+from distseg.packages import installed_version
 
 OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
@@ -28,14 +29,6 @@ def print_versions(packages: Iterable[str]) -> None:
     """Prints where the numbers come from: processor, cores, and the version of each package."""
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(", ".join(f"{package} {installed_version(package) or 'not installed'}" for package in packages))
-
-
-def installed_version(package: str) -> str | None:
-    """Version of an installed package; None where it is not."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def print_result(benchmark: str, ratios: Mapping[str, float], targets: Mapping[str, str]) -> None:

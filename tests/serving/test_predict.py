@@ -26,7 +26,7 @@ from distseg.files import locked, write_json
 from distseg.predict import main, parse_arguments
 from distseg.serving.artefact import ExportOptions, export_run
 from distseg.serving.model import open_model
-from distseg.serving.prediction import measure, telling_slices
+from distseg.serving.prediction import measure, most_affected_slices
 from distseg.serving.repository import write_repositories
 from distseg.serving.server import find_installation, free_endpoints, running_server
 from distseg.training.evaluation import evaluate_run
@@ -191,7 +191,7 @@ def test_the_slices_with_most_infection_are_shown() -> None:
     mask_ZYX = np.ones((20, 4, 4), np.uint8)
     for z in (3, 5, 7, 11, 13, 17):
         mask_ZYX[z, 0, 0] = 2
-    shown = telling_slices(np.zeros((20, 4, 4), np.int16), mask_ZYX, {"infection": [2], "lung": [1, 2]})
+    shown = most_affected_slices(np.zeros((20, 4, 4), np.int16), mask_ZYX, {"infection": [2], "lung": [1, 2]})
     assert [overlay.title for overlay in shown] == [
         f"slice {z}: lung 16 px, infection 1 px" for z in (3, 5, 7, 11, 13, 17)
     ]
