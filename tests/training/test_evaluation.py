@@ -33,12 +33,11 @@ def run_of_two_cases(small_run: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.dist
-def test_two_ranks_score_as_one_process(run_of_two_cases: Path, run_command: Run) -> None:
+def test_two_ranks_score_as_one_process(run_of_two_cases: Path, run_ranks: Run) -> None:
     run = run_of_two_cases
-    run_command("distseg", "evaluate", run, "--tta")
+    run_ranks(1, "evaluate", run, "--tta")
     one = {path.name: path.read_bytes() for path in (run / "eval/val").rglob("*.*")}
-    ranks = ["accelerate", "launch", "--config_file", "launch/cpu.yaml", "--num_processes", "2"]
-    done = run_command(*ranks, "distseg/evaluate.py", run, "--tta")
+    done = run_ranks(2, "evaluate", run, "--tta")
     assert done.stdout.count("lung: Dice") == 1
     two = {path.name: path.read_bytes() for path in (run / "eval/val").rglob("*.*")}
     assert one.keys() == two.keys() and {"summary.json", "per_slice.csv", "probabilities.json"} <= one.keys()

@@ -59,16 +59,16 @@ def test_every_way_to_launch_gives_the_same_losses_and_samples(store: Path, tmp_
 
 
 @pytest.mark.dist
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(store: Path, tmp_path: Path, run_command: Run) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(store: Path, tmp_path: Path, run_ranks: Run) -> None:
     settings = [*SMALL, *PLAIN, f"data.store={store}", "train.batch_size_per_rank=2", "checkpoint.every_steps=2"]
-    launcher = [*CPU_RANKS, "2", "distseg/train.py", *settings]
+    words = ["train", *settings]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_command(*launcher, "train.max_steps=8", f"output_dir={whole}")
-    run_command(*launcher, "train.max_steps=4", f"output_dir={parts}")
+    run_ranks(2, *words, "train.max_steps=8", f"output_dir={whole}")
+    run_ranks(2, *words, "train.max_steps=4", f"output_dir={parts}")
     # What a crash after the checkpoint leaves: lines of steps that will be done again.
     with (parts / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 5, "split": "train", "loss": 9.0}) + '\n{"step": 6, "spl')
-    resumed = run_command(*launcher, "train.max_steps=8", f"output_dir={parts}", "--resume")
+    resumed = run_ranks(2, *words, "train.max_steps=8", f"output_dir={parts}", "--resume")
     assert "resumes after step 4" in resumed.stdout
     assert losses(parts) == losses(whole) and len(losses(parts)) == 8
     assert samples(parts) == samples(whole)

@@ -20,7 +20,7 @@ SETTINGS = ["optim.lr=1e-4", "optim.encoder_lr_factor=0.5", "optim.max_grad_norm
             "train.batch_size_per_rank=2", "train.gradient_accumulation_steps=2"]  # fmt: skip
 LAUNCHES = {
     "ddp": ["launch/cpu.yaml"],
-    **{f"zero{stage}": ["launch/cpu_zero.yaml", "--zero_stage", str(stage)] for stage in range(4)},
+    **{f"zero{stage}": ["launch/cpu_zero.yaml", "--zero_stage", str(stage)] for stage in (1, 2, 3)},
     "zero2_offload": ["launch/cpu_zero.yaml", "--zero_stage", "2", "--offload_optimizer_device", "cpu"],
     "fsdp2": ["launch/cpu_fsdp2.yaml"],
 }
@@ -38,22 +38,12 @@ def losses(out: Path) -> list[float]:
 
 
 @pytest.mark.dist
-def test_fsdp2_takes_the_steps_of_ddp_and_each_goes_on_from_the_other(
-    store: Path, tmp_path: Path, run_command: Run
-) -> None:
-    train(run_command, "ddp", store, tmp_path / "ddp", 3)
-    for step, launch in enumerate(["fsdp2", "ddp", "fsdp2"], start=1):
-        assert f", {launch}, " in train(run_command, launch, store, tmp_path / "mixed", step)
-    assert losses(tmp_path / "mixed") == pytest.approx(losses(tmp_path / "ddp"), abs=TOLERANCE)
-
-
-@pytest.mark.dist
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_each_zero_stage_goes_on_from_another_and_takes_the_steps_of_ddp(
+def test_each_strategy_goes_on_from_another_and_takes_the_steps_of_ddp(
     store: Path, tmp_path: Path, run_command: Run
 ) -> None:
-    order = ["zero3", "zero1", "fsdp2", "zero2", "zero3", "zero2_offload", "zero0", "ddp"]
+    order = ["zero3", "fsdp2", "zero1", "zero2_offload", "zero3"]
     train(run_command, "ddp", store, tmp_path / "ddp", len(order))
     for step, launch in enumerate(order, start=1):
         assert f", {launch.removesuffix('_offload')}, " in train(run_command, launch, store, tmp_path / "mixed", step)
@@ -65,7 +55,7 @@ def test_each_zero_stage_goes_on_from_another_and_takes_the_steps_of_ddp(
 @pytest.mark.timeout(900)
 def test_bfloat16_trains_under_every_strategy(store: Path, tmp_path: Path, run_command: Run) -> None:
     found = {}
-    for launch in ("ddp", "zero2", "zero3", "fsdp2"):
+    for launch in ("ddp", "zero2", "fsdp2"):
         out = train(run_command, launch, store, tmp_path / launch, 2, "--mixed_precision", "bf16")
         assert "precision bf16" in out
         found[launch] = losses(tmp_path / launch)

@@ -24,7 +24,7 @@ Run = Callable[..., Any]
 TWO_RANKS = ["accelerate", "launch", "--config_file", "launch/cpu.yaml", "--num_processes", "2"]
 LAUNCHES = {
     "ddp": ["launch/cpu.yaml"],
-    **{f"zero{stage}": ["launch/cpu_zero.yaml", "--zero_stage", str(stage)] for stage in (0, 2, 3)},
+    **{f"zero{stage}": ["launch/cpu_zero.yaml", "--zero_stage", str(stage)] for stage in (0, 3)},
     "fsdp2": ["launch/cpu_fsdp2.yaml"],
 }
 
@@ -67,7 +67,13 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], se
         time.sleep(0.05)
 
 
-def check_bad_steps(launch: str, store: Path, out: Path, run_command: Run) -> None:
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_a_step_whose_loss_is_not_finite_on_one_rank_is_skipped_by_all_under_every_strategy(
+    launch: str, store: Path, tmp_path: Path, run_command: Run
+) -> None:
+    out = tmp_path / "run"
     words = settings(store, out, "train.max_steps=4", "checkpoint.every_steps=1", "checkpoint.keep_last=9")
     run_command(
         "accelerate", "launch", "--config_file", *LAUNCHES[launch], "--num_processes", "2",
@@ -85,20 +91,6 @@ def check_bad_steps(launch: str, store: Path, out: Path, run_command: Run) -> No
         assert not same(first, weights(out, 4, name))
 
 
-@pytest.mark.dist
-def test_a_step_whose_loss_is_not_finite_on_one_rank_is_skipped_by_all(
-    store: Path, tmp_path: Path, run_command: Run
-) -> None:
-    check_bad_steps("ddp", store, tmp_path / "run", run_command)
-
-
-@pytest.mark.dist
-@pytest.mark.slow
-@pytest.mark.parametrize("launch", [name for name in LAUNCHES if name != "ddp"])
-def test_a_bad_step_is_skipped_under_every_strategy(launch: str, store: Path, tmp_path: Path, run_command: Run) -> None:
-    check_bad_steps(launch, store, tmp_path / "run", run_command)
-
-
 @pytest.mark.slow
 def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_try(
     store: Path, tmp_path: Path, run_command: Run
@@ -112,28 +104,25 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_try(
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_preempted_run_saves_leaves_its_marker_and_goes_on_bit_for_bit(
-    name: str, store: Path, tmp_path: Path, run_command: Run
+    store: Path, tmp_path: Path, run_ranks: Run
 ) -> None:
     whole, cut = (
         settings(store, tmp_path / part, "train.max_steps=14", "optim.ema_decay=0.9", "optim.schedule=poly")
         for part in ("whole", "cut")
     )
     out = tmp_path / "cut"
-    run_command(*TWO_RANKS, "distseg/train.py", *whole)
+    run_ranks(2, "train", *whole)
     with started(*TWO_RANKS, "distseg/train.py", *cut) as job:
         wait_for(lambda: len(train_rows(out)) >= 2, job)
-        if name == "SIGTERM":
-            job.send_signal(signal.SIGTERM)  # the launcher hands it on
-        else:
-            os.kill(int(re.search(r"process (\d+)", (out / "lock").read_text())[1]), signal.SIGUSR1)  # type: ignore[index]
+        job.send_signal(signal.SIGTERM)  # the launcher hands it on
         text = job.communicate(timeout=60)[0]
     marker = json.loads((out / "preempted.json").read_text())
-    assert marker["signal"] == name and 2 <= marker["step"] < 14
-    assert f"stopped by {name} after step {marker['step']}" in text and job.returncode != 0
+    assert marker["signal"] == "SIGTERM" and 2 <= marker["step"] < 14
+    assert f"stopped by SIGTERM after step {marker['step']}" in text and job.returncode != 0
     assert (out / "checkpoints" / f"step_{marker['step']}").is_dir() and not (out / "lock").exists()
-    run_command(*TWO_RANKS, "distseg/train.py", *cut, "--resume")
+    run_ranks(2, "train", *cut, "--resume")
     assert not (out / "preempted.json").exists()
     for kind in ("weights", "ema"):
         assert same(weights(out, 14, kind), weights(tmp_path / "whole", 14, kind))
@@ -205,16 +194,14 @@ def test_a_signal_during_validation_is_not_kept_waiting(store: Path, tmp_path: P
 
 
 @pytest.mark.dist
-def test_a_run_folder_belongs_to_one_job(store: Path, tmp_path: Path, run_command: Run) -> None:
+def test_a_run_folder_belongs_to_one_job(store: Path, tmp_path: Path, run_ranks: Run) -> None:
     out = tmp_path / "run"
     with started("distseg", "train", *settings(store, out)) as job:
         wait_for(lambda: train_rows(out), job)
-        again = run_command(*TWO_RANKS, "distseg/train.py", *settings(store, out), "--resume", ok=False)
+        again = run_ranks(2, "train", *settings(store, out), "--resume", ok=False)
     assert again.returncode == 1 and "Traceback (most" not in again.stderr.split("error: ")[1].split("\n")[0]
     assert f"which process {job.pid} on" in again.stderr and again.stderr.count("error: output_dir") == 1
-    run_command(
-        "distseg", "train", *settings(store, out, "train.max_steps=1"), "--resume"
-    )  # a killed job's lock is gone
+    run_ranks(1, "train", *settings(store, out, "train.max_steps=1"), "--resume")  # a killed job's lock is gone
 
 
 @contextlib.contextmanager
@@ -258,9 +245,9 @@ def test_a_full_disk_keeps_what_there_is_and_the_run_goes_on_when_there_is_room(
 
 
 @pytest.mark.dist
-def test_a_read_only_run_folder_is_one_line(store: Path, tmp_path: Path, run_command: Run) -> None:
+def test_a_read_only_run_folder_is_one_line(store: Path, tmp_path: Path, run_ranks: Run) -> None:
     with mounted(tmp_path / "disk", "ro") as disk:
-        done = run_command(*TWO_RANKS, "distseg/train.py", *settings(store, disk / "run"), ok=False)
+        done = run_ranks(2, "train", *settings(store, disk / "run"), ok=False)
     assert done.returncode == 1 and done.stderr.count("error: ") == 1 and "Read-only file system" in done.stderr
 
 
@@ -320,6 +307,6 @@ def test_a_tracker_that_is_not_there_is_named(store: Path, tmp_path: Path, run_c
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments_a_run_ends_with_the_bits_of_one_that_was_not(store: Path, run_command: Run) -> None:
     """`python tests/faults.py STORE --kills 50` is the long one."""
-    with started(sys.executable, "tests/faults.py", str(store), "--kills", "4", "--steps", "24") as job:
+    with started(sys.executable, "tests/faults.py", str(store), "--kills", "2", "--steps", "16") as job:
         text = job.communicate(timeout=800)[0]
-    assert job.returncode == 0 and "4 kills" in text and "bit-equal to the undisturbed run" in text, text
+    assert job.returncode == 0 and "2 kills" in text and "bit-equal to the undisturbed run" in text, text
