@@ -2,12 +2,13 @@
 
 import atexit
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
+
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from distseg import cli
 
@@ -34,7 +35,7 @@ def run_ranks(
     Raises:
         subprocess.TimeoutExpired: it lasted longer.
     """
-    port, ranks = str(_free_port()), []
+    port, ranks = str(get_free_port()), []
     for rank in range(n):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_PORT": port}
         joined = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"} if n > 1 else {}
@@ -66,9 +67,3 @@ def _command(words: Sequence[str], said: str, cwd: str, env: dict[str, str]) -> 
     finally:
         atexit._run_exitfuncs()  # multiprocessing leaves them out
     sys.exit(status)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -11,6 +11,7 @@ are done are not done again. Without --source a phantom is made.
 
 import argparse
 import csv
+import functools
 import importlib.util
 import itertools
 import json
@@ -123,9 +124,15 @@ def train_ours(out: Path, store: Store, fold: int, weights: Path, args: argparse
     run("distseg.evaluate", str(out))
 
 
-def train_peer(out: Path, store: Store, fold: int, weights: Path, args: argparse.Namespace) -> None:
-    side = 64 if args.quick else SIDE
-    peer = PEERS[out.name.rpartition("_fold")[0]](store, fold, side, weights, args.work)
+def train_peer(
+    kind: type[NnUNet | SegmentationModelsPytorch],
+    out: Path,
+    store: Store,
+    fold: int,
+    weights: Path,
+    args: argparse.Namespace,
+) -> None:
+    peer = kind(store, fold, 64 if args.quick else SIDE, weights, args.work)
     for _ in range(CALIBRATION_STEPS // 3):
         peer.step()
     start = time.perf_counter()
@@ -161,7 +168,7 @@ def summary_of(rows: dict[str, list[dict[str, str]]]) -> tuple[list[list[object]
     return table, means
 
 
-TRAINERS = {OURS: train_ours, **dict.fromkeys(PEERS, train_peer)}
+TRAINERS = {OURS: train_ours, **{name: functools.partial(train_peer, kind) for name, kind in PEERS.items()}}
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -40,7 +40,7 @@ def losses(out: Path) -> list[float]:
 @pytest.mark.dist
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_each_strategy_goes_on_from_another_and_takes_the_steps_of_ddp(
+def test_strategies_go_on_from_each_other_and_take_the_steps_of_ddp(
     store: Path, tmp_path: Path, run_command: Run
 ) -> None:
     order = ["zero3", "fsdp2", "zero1", "zero2_offload", "zero3"]
@@ -55,7 +55,7 @@ def test_each_strategy_goes_on_from_another_and_takes_the_steps_of_ddp(
 @pytest.mark.timeout(900)
 def test_bfloat16_trains_under_every_strategy(store: Path, tmp_path: Path, run_command: Run) -> None:
     found = {}
-    for launch in ("ddp", "zero2", "fsdp2"):
+    for launch in ("ddp", "zero2", "zero3", "fsdp2"):
         out = train(run_command, launch, store, tmp_path / launch, 2, "--mixed_precision", "bf16")
         assert "precision bf16" in out
         found[launch] = losses(tmp_path / launch)
