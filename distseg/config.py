@@ -384,7 +384,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         DistsegError: the file is missing or is not a YAML mapping, a key is unknown, a value is of the wrong type or range.
     """
-    values = _read_yaml(path) if path else {}
+    values = read_yaml(path, "config file", "yaml_configs/") if path else {}
     for override in overrides:
         key, _, text = override.partition("=")
         _set_dotted(values, key, yaml.safe_load(text))
@@ -407,20 +407,35 @@ def config_as_yaml(config: Config) -> str:
     return yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str, shipped: str) -> dict[str, Any]:
+    """A mapping from a file, {} from an empty one.
+
+    Args:
+        what: the file is, for errors.
+        shipped: where one lies that is right.
+
+    Raises:
+        DistsegError: the file is missing or is not a YAML mapping.
+    """
     if not path.is_file():
-        raise DistsegError(f"config file: got {path}; no such file; the shipped ones are in yaml_configs/")
+        raise DistsegError(f"{what}: got {path}; no such file; see {shipped}")
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DistsegError(f"config file: got {path}; it must be YAML; {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+        raise DistsegError(f"{what}: got {path}; it must be YAML; {error}") from None
+    if not isinstance(values, dict | None):
         raise DistsegError(
-            f"config file: got {path} holding a {type(values).__name__}; it must hold `section:` mappings"
+            f"{what}: got {path} holding a {type(values).__name__}; it must hold `key: value` lines; see {shipped}"
         )
-    return values
+    return values or {}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested mappings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:

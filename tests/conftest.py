@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,27 @@ SMALL = [
     "train.batch_size_per_rank=4",
     "train.log_every_steps=1",
 ]
+
+LAUNCHES = {  # `accelerate launch --config_file ...` by strategy
+    "ddp": ["launch/cpu.yaml"],
+    **{f"zero{stage}": ["launch/cpu_zero.yaml", "--zero_stage", str(stage)] for stage in range(4)},
+    "zero2_offload": ["launch/cpu_zero.yaml", "--zero_stage", "2", "--offload_optimizer_device", "cpu"],
+    "fsdp2": ["launch/cpu_fsdp2.yaml"],
+}
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 150, interval_s: float = 0.05) -> float:
+    """Seconds that it took.
+
+    Raises:
+        TimeoutError: it lasted longer.
+    """
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > seconds:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(interval_s)
+    return time.monotonic() - start
 
 
 @pytest.fixture(scope="session")

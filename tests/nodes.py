@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from distseg.training.run_folder import read_rows
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, wait_until
 
 STEPS, TIMEOUT_S = 40, 10
 SETTINGS = [
@@ -121,16 +121,6 @@ class Nodes:
 
 def train_steps(out: Path) -> list[int]:
     return [row["step"] for row in read_rows(out / "metrics.jsonl") if row["split"] == "train"]
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 150) -> float:
-    """Seconds that it took."""
-    start = time.monotonic()
-    while not condition():
-        if time.monotonic() - start > seconds:
-            raise TimeoutError(f"{what}: not within {seconds} s")
-        time.sleep(0.05)
-    return time.monotonic() - start
 
 
 def same_weights(one: Path, other: Path) -> bool:

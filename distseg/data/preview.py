@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -39,16 +40,26 @@ def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> No
             axes[row, column].imshow(images[row], cmap="gray", vmin=0, vmax=1)
             axes[row, column].set_title(files.id if column == 0 else f"epoch {column - 1}", fontsize=7)
             draw_outlines(axes[row, column], labels[row])
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """As PNG; there under its name when it is whole."""
     FigureCanvasAgg(figure)
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=110, format="png")
 
 
-def draw_outlines(axes: object, label_YX: np.ndarray, style: str = "solid") -> None:
+def colour_of_label(label: int) -> str:
+    return LABEL_COLOURS[(label - 1) % len(LABEL_COLOURS)]
+
+
+def draw_outlines(axes: Axes, label_YX: np.ndarray, style: str = "solid") -> None:
     """Outlines each label of a slice in its colour."""
     for label in np.unique(label_YX[label_YX > 0]):
-        colour = LABEL_COLOURS[(int(label) - 1) % len(LABEL_COLOURS)]
-        axes.contour(label_YX == label, levels=[0.5], colors=colour, linestyles=style, linewidths=1)  # type: ignore[attr-defined]
+        axes.contour(
+            label_YX == label, levels=[0.5], colors=colour_of_label(int(label)), linestyles=style, linewidths=1
+        )
 
 
 def _telling_slices(config: Config, store: Store, n_slices: int) -> Slices:

@@ -91,8 +91,8 @@ class Predictor:
         write_csv(table, finished.rows(tasks))
         if failed:
             raise DistsegError(
-                f"predict: {len(failed)} of {len(tasks)} volumes failed ({', '.join(failed)}), the others are done; mend them "
-                "and run the same command again"
+                f"predict: {len(tasks) - len(failed)} of {len(tasks)} volumes are done, {', '.join(failed)} failed; mend "
+                "what failed and run the same command again"
             )
 
     def _predict_volume(self, task: Task, read: Future[Read], count: str) -> tuple[list[Path], dict[str, Any]]:
@@ -123,7 +123,7 @@ def _write(
     if options.overlay:
         files.append(task.beside("_overlay.png"))
         overlays = most_affected_slices(volume.values_ZYX, mask_ZYX, regions)
-        draw_overlays(overlays, files[-1], heading=f"{task.name}: {', '.join(regions_by_width(regions))}")
+        draw_overlays(overlays, model.described.labels, files[-1], heading=task.name)
     if options.format == "dicom-seg":
         from distseg.data.dicom_seg import write_segmentation  # slow to import, and few need it
 

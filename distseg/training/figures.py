@@ -1,20 +1,19 @@
 """Pictures of a run: learning curves, and slices with the outlines of truth and prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from distseg.config import Config
 from distseg.data.nifti import read_nifti
-from distseg.data.preview import LABEL_COLOURS, draw_outlines
+from distseg.data.preview import LABEL_COLOURS, colour_of_label, draw_outlines, save_figure
 from distseg.data.store import Store, read_slice
-from distseg.files import written_aside
 from distseg.training.inference import SegmentedCase, segment_cases
 from distseg.training.run_folder import RunFolder, load_best, read_rows
 from distseg.training.scoring import CaseScores
@@ -42,7 +41,8 @@ def draw_run(folder: RunFolder, config: Config, store: Store, device: torch.devi
     _, segmenter = load_best(folder, config)
     slices = store.slices_of(store.cases_of("val", config.data.fold)[:2])
     segmented = segment_cases(segmenter.to(device), store, slices, config, device)
-    draw_overlays([overlay for case in segmented for overlay in telling_slices(case)], folder.figures / "overlays.png")
+    overlays = [overlay for case in segmented for overlay in telling_slices(case)]
+    draw_overlays(overlays, store.labels, folder.figures / "overlays.png")
 
 
 def telling_slices(segmented: SegmentedCase) -> list[Overlay]:
@@ -75,7 +75,7 @@ def draw_ranked_slices(folder: Path, store: Store, regions: Sequence[str], score
             images = read_slice(files.image), read_slice(files.label), masks[case, z]
             overlays.append(Overlay(f"{case}, slice {z}: Dice {dice:.3f}", *images))
         if overlays:
-            draw_overlays(overlays, folder / "figures" / f"{name}.png")
+            draw_overlays(overlays, store.labels, folder / "figures" / f"{name}.png")
 
 
 def _masks_of_slices(folder: Path, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], np.ndarray]:
@@ -118,13 +118,24 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (loss, dice):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_overlays(
-    overlays: Sequence[Overlay], path: Path, columns: int = 3, heading: str = "dashed: truth, solid: prediction"
+    overlays: Sequence[Overlay],
+    labels: Mapping[str, int],
+    path: Path,
+    columns: int = 3,
+    heading: str = "dashed: truth, solid: prediction",
 ) -> None:
-    """Slices in the lung window; truth, where known, as dashed, prediction as solid outline, a colour a label."""
+    """Slices in the lung window; truth, where known, as dashed, prediction as solid outline, a colour a label.
+
+    Args:
+        labels: numbers of the labels by their names, for the legend.
+        path: of the PNG.
+        columns: slices side by side.
+        heading: above them.
+    """
     rows = -(-len(overlays) // columns)
     figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -133,14 +144,10 @@ def draw_overlays(
     for axes, overlay in zip(all_axes, overlays, strict=False):
         axes.imshow(overlay.hu_YX, cmap="gray", vmin=LUNG_WINDOW_HU[0], vmax=LUNG_WINDOW_HU[1])
         axes.set_title(overlay.title, fontsize=8)
-        for labels, style in ((overlay.truth_YX, "dashed"), (overlay.mask_YX, "solid")):
-            if labels is not None:
-                draw_outlines(axes, labels, style)
+        for label_YX, style in ((overlay.truth_YX, "dashed"), (overlay.mask_YX, "solid")):
+            if label_YX is not None:
+                draw_outlines(axes, label_YX, style)
+    names = [Line2D([], [], color=colour_of_label(number), label=name) for name, number in labels.items()]
+    figure.legend(handles=names, loc="outside lower center", ncols=len(names), fontsize=8)
     figure.suptitle(heading, fontsize=9)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=110, format="png")
+    save_figure(figure, path)

@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from distseg.config import Config, config_as_yaml, load_config
+from distseg.config import Config, config_as_yaml, flat, load_config
 from distseg.data.pipeline import Batch
 from distseg.errors import DistsegError
 from distseg.files import locked, remove_if_empty, write_json, write_text, written_aside
@@ -95,7 +95,7 @@ class RunFolder:
         """Refuses to resume with a configuration that would make it another run, naming the keys."""
         if not self.config.exists():
             return
-        before, now = _flat(load_config(self.config).to_dict()), _flat(config.to_dict())
+        before, now = flat(load_config(self.config).to_dict()), flat(config.to_dict())
         changed = [key for key in now if before.get(key) != now[key] and not key.startswith(FREE_ON_RESUME)]
         if changed:
             listed = ", ".join(f"{key} ({before.get(key)} -> {now[key]})" for key in changed)
@@ -266,7 +266,7 @@ def load_ensemble(members: Sequence[tuple[RunFolder, Config]], depth: int | None
     """
     (first, config), *others = members
     for folder, other in others:
-        mine, theirs = _flat(config.to_dict()), _flat(other.to_dict())
+        mine, theirs = flat(config.to_dict()), flat(other.to_dict())
         differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         if unlike := [key for key in differing if key.startswith(SAME_IN_ENSEMBLE)]:
             key = unlike[0]
@@ -362,10 +362,3 @@ def _is_before(row: dict[str, Any], progress: Progress) -> bool:
     """Whether a logged line is of what `progress` has behind it."""
     to_come = row["step"] == progress.step and progress.to_validate and row.get("split") == "val"
     return row["step"] <= progress.step and not to_come
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

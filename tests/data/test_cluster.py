@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +19,7 @@ import pytest
 
 from distseg.data.prepare import FoldRule, prepare_store
 from distseg.errors import DistsegError
+from tests.conftest import wait_until
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="distributed is not installed")
 FOLDS = FoldRule(n_folds=3)
@@ -57,7 +58,7 @@ def scheduler(tmp_path: Path, **env: str) -> Iterator[tuple[subprocess.Popen[byt
     words = ["--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0", "--no-dashboard"]
     log = tmp_path / "scheduler.log"
     with started(log, "distributed.cli.dask_scheduler", *words, "--scheduler-file", found, env=env) as process:
-        wait_until(lambda: found.is_file() and found.read_text().endswith("}"))
+        wait_until(lambda: found.is_file() and found.read_text().endswith("}"), "the scheduler")
         yield process, json.loads(found.read_text())["address"]
 
 
@@ -67,7 +68,7 @@ def worker(address: str, tmp_path: Path, name: str) -> Iterator[subprocess.Popen
     log = tmp_path / f"{name}.log"
     words = [address, "--no-nanny", "--no-dashboard", "--nthreads", 1, "--memory-limit", 0]
     with started(log, "distributed.cli.dask_worker", *words, "--local-directory", tmp_path / name) as process:
-        wait_until(lambda: "Registered to" in log.read_text())
+        wait_until(lambda: "Registered to" in log.read_text(), "the worker")
         yield process
 
 
@@ -76,13 +77,6 @@ def preparing(source: Path, root: Path, address: str) -> Iterator[subprocess.Pop
     words = ["prepare", source, root, "--folds", FOLDS.n_folds, "--cluster", address]
     with started(root.with_suffix(".log"), "distseg", *words) as process:
         yield process
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "waited for 30 s"
-        time.sleep(0.005)
 
 
 def stop_while_writing(worker: subprocess.Popen[bytes], prepare: subprocess.Popen[bytes]) -> None:
@@ -96,7 +90,7 @@ def stop_while_writing(worker: subprocess.Popen[bytes], prepare: subprocess.Pope
         process.resume()
         return prepare.poll() is not None
 
-    wait_until(stopped)
+    wait_until(stopped, "a file being written", interval_s=0.005)
     assert prepare.poll() is None, "ended before its worker was caught"
 
 
@@ -139,7 +133,7 @@ def test_a_cluster_that_is_lost_ends_the_command_and_keeps_finished_volumes(
         preparing(source, tmp_path / "store", address) as prepare,
     ):
         finished = (tmp_path / ".preparing-store" / "slices").glob
-        wait_until(lambda: any(finished("*/phantom_*")))
+        wait_until(lambda: any(finished("*/phantom_*")), "the first case")
         stop_while_writing(writing, prepare)
         (writing if killed == "worker" else scheduling).kill()
         assert prepare.wait(30) == 1

@@ -164,7 +164,7 @@ def test_a_folder_of_series_has_a_mask_for_each_and_names_what_is_none(
     ]
     said = capsys.readouterr().err
     assert "slices may be missing" in said and "notes without a DICOM file" in said
-    assert said.splitlines()[-1].startswith("error: predict: 2 of 3 volumes failed (gap, notes), the others are done")
+    assert said.splitlines()[-1].startswith("error: predict: 1 of 3 volumes are done, gap, notes failed")
 
 
 def test_probabilities_and_a_picture_lie_beside_the_mask(

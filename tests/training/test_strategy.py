@@ -11,19 +11,13 @@ from distseg.config import Config
 from distseg.errors import DistsegError
 from distseg.training.run_folder import read_rows
 from distseg.training.strategy import strategy_of_launch, zero_settings
-from tests.conftest import SMALL
+from tests.conftest import LAUNCHES, SMALL
 
 Run = Callable[..., Any]
 # Float32 rounding, amplified by a fresh network and Adam: 3e-6 was seen after four steps.
 TOLERANCE = 1e-4
 SETTINGS = ["optim.lr=1e-4", "optim.encoder_lr_factor=0.5", "optim.max_grad_norm=0.5",
             "train.batch_size_per_rank=2", "train.gradient_accumulation_steps=2"]  # fmt: skip
-LAUNCHES = {
-    "ddp": ["launch/cpu.yaml"],
-    **{f"zero{stage}": ["launch/cpu_zero.yaml", "--zero_stage", str(stage)] for stage in (1, 2, 3)},
-    "zero2_offload": ["launch/cpu_zero.yaml", "--zero_stage", "2", "--offload_optimizer_device", "cpu"],
-    "fsdp2": ["launch/cpu_fsdp2.yaml"],
-}
 
 
 def train(run_command: Run, launch: str, store: Path, out: Path, steps: int, *words: str) -> str:

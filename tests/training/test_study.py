@@ -10,7 +10,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from distseg.training.study.executors import array_of, gpu_slots
 from distseg.training.study.plan import changed_keys, load_study
 from distseg.training.study.study import alone, begin, run_study
 from distseg.training.study.task import MARK, last_error, task_of
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, wait_until
 from tests.data.test_cluster import scheduler, worker
 
 Run = Callable[..., Any]
@@ -189,17 +188,10 @@ def test_a_job_that_slurm_preempts_goes_back_into_the_queue_and_one_that_fails_d
     assert not (tmp_path / "asked").exists()
     stand_in(tmp_path, "distseg", f"trap 'exit 143' TERM\necho \"$@\" >{tmp_path}/words\nwhile :; do sleep 0.1; done")
     job = subprocess.Popen(["bash", "launch/study.sbatch", "x.yaml"], cwd=ROOT, env=env)
-    wait_until(lambda: (tmp_path / "words").exists(), job)
+    wait_until(lambda: (tmp_path / "words").exists(), "the job")
     job.send_signal(signal.SIGUSR1)
     assert job.wait(30) == 143 and (tmp_path / "asked").read_text() == "requeue 42_3\n"
     assert (tmp_path / "words").read_text() == "study x.yaml --only 3\n"
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.dist
@@ -219,14 +211,14 @@ def test_a_study_that_was_stopped_and_then_killed_ends_with_the_results_of_one_t
         return subprocess.Popen(["distseg", "study", paths["parts"]], cwd=ROOT, env=env, **pipes)
 
     stopped = start()
-    wait_until(lambda: len(read_rows(run / "metrics.jsonl")) >= 2, stopped)
+    wait_until(lambda: len(read_rows(run / "metrics.jsonl")) >= 2, "two steps")
     stopped.send_signal(signal.SIGTERM)
     said = stopped.communicate(timeout=120)[0]
     assert stopped.returncode == 143 and "stopped by SIGTERM; started again, it goes on" in said
     before = len(read_rows(run / "metrics.jsonl"))
     assert 2 <= before < 12 and (run / "preempted.json").exists()
     killed = start()
-    wait_until(lambda: len(read_rows(run / "metrics.jsonl")) > before, killed)
+    wait_until(lambda: len(read_rows(run / "metrics.jsonl")) > before, "a step")
     killed.kill()
     killed.communicate()
     assert ranks_of(run)  # they outlive it

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from distseg.files import written_aside
+from distseg.data.preview import save_figure
 from distseg.training.run_folder import read_rows
 from distseg.training.study.plan import Run, Study
 from distseg.training.study.results import Cell, best_pairs, cells, encoders_and_decoders, runs_of_pair
@@ -66,7 +65,7 @@ def draw_heat_maps(
         axes.set_yticks(range(len(encoders)), encoders, fontsize=8)
         axes.set_title(f"{region}: mean Dice", fontsize=9)
         figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_learning_curves(study: Study, runs: Sequence[Run], tasks: Sequence[Task], path: Path) -> None:
@@ -91,7 +90,7 @@ def draw_learning_curves(study: Study, runs: Sequence[Run], tasks: Sequence[Task
         axes.set_title("" if row else decoders[column], fontsize=9)
         axes.grid(alpha=0.3)
     figure.legend(handles=_encoder_handles(encoders), loc="outside right center", fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _mean_curve(logs: Sequence[list[dict]], region: str) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +134,7 @@ def draw_costs(
         marker = MARKERS[index % len(MARKERS)]
         handles.append(Line2D([], [], color="#444444", linestyle="", marker=marker, label=decoder))
     figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
@@ -160,9 +159,3 @@ def _encoder_handles(encoders: Sequence[str]) -> list[Line2D]:
 def _colour(encoder: str, encoders: Sequence[str]) -> tuple[float, float, float, float]:
     place = encoders.index(encoder)
     return colormaps["tab10"](place) if len(encoders) <= 10 else colormaps["turbo"](place / (len(encoders) - 1))
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=110, format="png")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
-from distseg.config import Config, ModelConfig, load_config
+from distseg.config import Config, ModelConfig, flat, load_config, read_yaml
 from distseg.errors import DistsegError
 
 DECODERS: tuple[str, ...] = typing.get_args(typing.get_type_hints(ModelConfig)["decoder"])
@@ -89,7 +89,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Of all that the run's result depends on: the same where only its place or its pace is another."""
-        kept = {key: value for key, value in _flat(self.config.to_dict()).items() if not _is_free(key)}
+        kept = {key: value for key, value in flat(self.config.to_dict()).items() if not _is_free(key)}
         grid = (self.config.model.encoder, self.config.model.decoder, self.config.data.fold, self.config.seed)
         return hashlib.sha256(json.dumps([kept, grid], sort_keys=True).encode()).hexdigest()
 
@@ -141,7 +141,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         DistsegError: a file is missing, a key unknown or set by the grid, a value of the wrong type or range.
     """
-    values = _read_yaml(path)
+    values = read_yaml(path, "study file", "yaml_configs/study.yaml")
     own, training = _sorted_overrides(overrides)
     _check_keys(values)
     values |= own
@@ -165,25 +165,13 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What makes the runs of two studies (as `Study.to_dict` gives them) incomparable: `key (old -> new)`."""
-    one, other = (_flat(study["base"]) | {key: study.get(key) for key in FIXED_KEYS} for study in (before, now))
+    one, other = (flat(study["base"]) | {key: study.get(key) for key in FIXED_KEYS} for study in (before, now))
     keys = [key for key in dict.fromkeys((*one, *other)) if not _is_free(key)]
     return [f"{key} ({one.get(key)} -> {other.get(key)})" for key in keys if one.get(key) != other.get(key)]
 
 
 def _is_free(key: str) -> bool:
     return key in FREE_KEYS or key.startswith("checkpoint.")
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DistsegError(f"study file: got {path}; no such file; yaml_configs/study.yaml is one")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DistsegError(f"study file: got {path}; it must be YAML; {error}") from None
-    if not isinstance(values, dict):
-        raise DistsegError(f"study file: got {path} holding a {type(values).__name__}; it must hold `key: value` lines")
-    return values
 
 
 def _check_keys(keys: Mapping[str, Any], more: Sequence[str] = ()) -> None:
@@ -208,7 +196,7 @@ def _sorted_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
                 key not in GRID_KEYS or key == "output_dir", "override", key, "the study sets it; use its own keys"
             )
             own[key] = yaml.safe_load(text)
-    _check_keys(own, list(_flat(Config().to_dict())))
+    _check_keys(own, list(flat(Config().to_dict())))
     return own, training
 
 
@@ -228,13 +216,6 @@ def _leaves(values: Mapping[str, Any], schema: type, prefix: str) -> Iterator[tu
             yield from _leaves(value, section, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _require(holds: bool, key: str, value: Any, rule: str) -> None:
