@@ -147,7 +147,7 @@ def draw_overlays(
         for label_YX, style in ((overlay.truth_YX, "dashed"), (overlay.mask_YX, "solid")):
             if label_YX is not None:
                 draw_outlines(axes, label_YX, style)
-    names = [Line2D([], [], color=colour_of_label(number), label=name) for name, number in labels.items()]
+    names = [Line2D([], [], color=colour_of_label(n), label=name) for name, n in labels.items() if n > 0]
     figure.legend(handles=names, loc="outside lower center", ncols=len(names), fontsize=8)
     figure.suptitle(heading, fontsize=9)
     save_figure(figure, path)
