@@ -4,6 +4,7 @@ import atexit
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,8 +43,9 @@ def run_ranks(
         env = dict(os.environ) | joined  # of now, not of when the first of all was started
         ranks.append(_CONTEXT.Process(target=_command, args=(list(words), str(folder / str(rank)), str(cwd), env)))
         ranks[-1].start()
+    end = time.monotonic() + timeout
     for process in ranks:
-        process.join(timeout)
+        process.join(max(0.0, end - time.monotonic()))
     late = [process for process in ranks if process.is_alive()]
     for process in late:
         process.kill()
