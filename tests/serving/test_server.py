@@ -104,6 +104,16 @@ def test_a_batch_beyond_the_servers_goes_in_parts_and_the_metadata_is_the_files(
     assert remote.n_slices == 1 and remote.metadata == json.loads((model / "model.json").read_text())
 
 
+def settled(counters: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What Triton has counted once it counts no more: it answers a request before it counts it."""
+    seen = counters()
+    while True:
+        time.sleep(0.5)
+        seen, before = counters(), seen
+        if seen == before:
+            return seen
+
+
 def statistics(server: Endpoints) -> dict[str, int]:
     connection = http.client.HTTPConnection(server.host, server.port, timeout=ANSWER_WITHIN_S)
     with contextlib.closing(connection):
@@ -117,10 +127,10 @@ def test_requests_of_many_clients_run_together_and_each_gets_its_own_answer(
 ) -> None:
     sizes = [(32, 48), (64, 64)]  # those of another size are never in the same batch
     requests = [slices(1, 1, *sizes[n % 2], seed=n) for n in range(32)]
-    before = statistics(server)
+    before = settled(lambda: statistics(server))
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda hu_BCHW: RemoteSegmenter(server.grpc)(hu_BCHW), requests))
-    after = statistics(server)
+    after = settled(lambda: statistics(server))
     assert after["inference_count"] - before["inference_count"] == len(requests)
     assert after["execution_count"] - before["execution_count"] < len(requests)
     for hu_BCHW, (mask, probability) in zip(requests, answers, strict=True):
@@ -141,9 +151,9 @@ def metrics(server: Endpoints) -> dict[str, float]:
 
 
 def test_metrics_count_what_was_executed(server: Endpoints) -> None:
-    before = metrics(server)
+    before = settled(lambda: metrics(server))
     RemoteSegmenter(server.grpc)(slices(3, 1, 8, 8))
-    after = metrics(server)
+    after = settled(lambda: metrics(server))
     for name, more in (("request_success", 1), ("count", 3), ("exec_count", 1)):
         assert after[f"nv_inference_{name}"] == before[f"nv_inference_{name}"] + more
 
@@ -245,7 +255,7 @@ def test_distseg_serve_says_where_it_listens_and_on_sigterm_finishes_what_is_in_
         assert command.stdout is not None
         line = command.stdout.readline()
         assert all(url in line for url in (endpoints.http, endpoints.grpc, endpoints.metrics)), line
-        warmed_up = metrics(endpoints)["nv_inference_request_success"]
+        warmed_up = settled(lambda: metrics(endpoints))["nv_inference_request_success"]
         with ThreadPoolExecutor(len(requests)) as clients:
             answers = list(map(clients.submit, [ask] * 4, [endpoints.http, endpoints.grpc] * 2, requests))
             arrived = 0.0
