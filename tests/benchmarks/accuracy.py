@@ -31,9 +31,9 @@ from distseg.metrics import patient_bootstrap_ci
 
 OURS, PEERS = "distseg", {"segmentation_models_pytorch": SegmentationModelsPytorch, "nnunetv2": NnUNet}
 SETTINGS = [
-    f"model.encoder={ENCODER}", "train.batch_size_per_rank=8", "train.select=last", "train.epochs=100000",
-    "data.focus_share=0.6", "data.augment.preset=strong", "optim.lr=1e-3", "optim.encoder_lr_factor=0.5", "optim.schedule=cosine",
-    "optim.warmup_steps=20", "optim.max_grad_norm=1.0", "optim.ema_decay=0.99", "evaluate.tta=true", "train.log_every_steps=10",
+    f"model.encoder={ENCODER}", "model.decoder_widths=reference", f"train.batch_size_per_rank={BATCH}", "train.select=last",
+    "train.epochs=100000", "data.focus_share=0.6", "data.augment.preset=strong", "optim.lr=1e-2", "optim.encoder_lr_factor=0.1",
+    "optim.schedule=cosine", "optim.warmup_steps=20", "optim.max_grad_norm=1.0", "optim.ema_decay=0.99", "train.log_every_steps=10",
 ]  # fmt: skip
 SIDE = 256
 CALIBRATION_STEPS = 12  # their first third warms up
@@ -106,7 +106,7 @@ def make_store(args: argparse.Namespace) -> Store:
 def train_ours(out: Path, store: Store, fold: int, weights: Path, args: argparse.Namespace) -> None:
     words = ["--config", str(ROOT / "yaml_configs/medseg_cpu.yaml"), *SETTINGS, f"model.encoder_weights={weights}"]
     words += [f"data.store={store.root}", f"data.fold={fold}", f"data.image_size={64 if args.quick else SIDE}"]
-    words += ["model.decoder_widths=paper", f"data.num_threads={args.threads}"]
+    words += [f"data.num_threads={args.threads}"]
     steps = 2 if args.quick else args.steps
     if steps is None:
         trial = out.with_name(f"trial_{out.name}")

@@ -28,7 +28,7 @@ from distseg.data.nifti import write_labels
 from distseg.data.store import Store, read_slice
 from distseg.training.inference import inference_device
 
-BATCH = 8
+BATCH = 4
 DEVICE = inference_device()
 WINDOW_HU = (-1250.0, 250.0)
 REGION_LABELS = {"lung": (1, 2), "infection": (2,)}
