@@ -285,7 +285,7 @@ def test_one_bad_volume_does_not_stop_the_others(
     assert predict(model, volumes, tmp_path / "out") == 1
     said = capsys.readouterr()
     assert "1/3" in said.out and "3/3" in said.out and "2/3 phantom_002: failed: volume" in said.err
-    assert said.err.splitlines()[-1].startswith("error: predict: 1 of 3 volumes failed (phantom_002)")
+    assert said.err.splitlines()[-1].startswith("error: predict: 2 of 3 volumes are done, phantom_002 failed")
     assert [row["volume"] for row in rows(tmp_path / "out")] == ["phantom_001", "phantom_003"]
     (volumes / "phantom_002.nii.gz").write_bytes(whole)
     assert predict(model, volumes, tmp_path / "out") == 0

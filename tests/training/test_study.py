@@ -125,7 +125,7 @@ def test_a_changed_configuration_is_refused_and_names_the_keys(study: tuple[Path
     begin(load_study(path, [*same, "executor=slurm", "data.num_threads=3", "checkpoint.keep_last=9", "seeds=[0, 1]"]))
     with pytest.raises(DistsegError) as caught:
         begin(load_study(path, [*same, "optim.lr=1", "model.encoder_weights=x", "processes_per_run=2"]))
-    expected = "model.encoder_weights (None -> x), optim.lr (0.001 -> 1), processes_per_run (1 -> 2); its runs stay"
+    expected = "model.encoder_weights (None -> x), optim.lr (0.004 -> 1), processes_per_run (1 -> 2); its runs stay"
     assert expected in str(caught.value).replace("1.0", "1")
     begin(load_study(path, same))
 
