@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,14 +37,21 @@ LAUNCHES = {  # `accelerate launch --config_file ...` by strategy
 }
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 150, interval_s: float = 0.05) -> float:
-    """Seconds that it took.
+def wait_until(
+    condition: Callable[[], object],
+    what: str,
+    seconds: float,
+    process: subprocess.Popen[Any] | None = None,
+    interval_s: float = 0.05,
+) -> float:
+    """Seconds that it took, while `process`, if given, still runs.
 
     Raises:
         TimeoutError: it lasted longer.
     """
     start = time.monotonic()
     while not condition():
+        assert process is None or process.poll() is None, f"{what}: it ended before: {process.communicate()[0]}"
         if time.monotonic() - start > seconds:
             raise TimeoutError(f"{what}: not within {seconds} s")
         time.sleep(interval_s)

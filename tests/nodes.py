@@ -174,15 +174,17 @@ class Scene:
         with Nodes(2, self.folder) as nodes:
             for node in range(2):
                 nodes.start(node, nnodes, self.words(out))
-            wait_until(lambda: len(train_steps(out)) >= STEPS // 4, "steps before the fault")
+            wait_until(lambda: len(train_steps(out)) >= STEPS // 4, "steps before the fault", 150)
             strike(nodes)
             struck, before = time.monotonic(), train_steps(out)[-1]
             if mend is not None and nnodes == "2":
                 time.sleep(TIMEOUT_S)  # long enough to be noticed
                 mend(nodes)
-            wait_until(lambda: (train_steps(out) or [0])[-1] < before or train_steps(out)[-1] > before + 2, "restart")
+            wait_until(
+                lambda: (train_steps(out) or [0])[-1] < before or train_steps(out)[-1] > before + 2, "restart", 150
+            )
             lost = max(0, before - (train_steps(out) or [0])[-1])
-            wait_until(lambda: train_steps(out)[-1] > before - lost, "the first step after it")
+            wait_until(lambda: train_steps(out)[-1] > before - lost, "the first step after it", 150)
             recovered = time.monotonic() - struck
             if mend is not None and nnodes != "2":
                 mend(nodes)

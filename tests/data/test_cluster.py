@@ -58,7 +58,7 @@ def scheduler(tmp_path: Path, **env: str) -> Iterator[tuple[subprocess.Popen[byt
     words = ["--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0", "--no-dashboard"]
     log = tmp_path / "scheduler.log"
     with started(log, "distributed.cli.dask_scheduler", *words, "--scheduler-file", found, env=env) as process:
-        wait_until(lambda: found.is_file() and found.read_text().endswith("}"), "the scheduler")
+        wait_until(lambda: found.is_file() and found.read_text().endswith("}"), "the scheduler", 30, interval_s=0.005)
         yield process, json.loads(found.read_text())["address"]
 
 
@@ -68,7 +68,7 @@ def worker(address: str, tmp_path: Path, name: str) -> Iterator[subprocess.Popen
     log = tmp_path / f"{name}.log"
     words = [address, "--no-nanny", "--no-dashboard", "--nthreads", 1, "--memory-limit", 0]
     with started(log, "distributed.cli.dask_worker", *words, "--local-directory", tmp_path / name) as process:
-        wait_until(lambda: "Registered to" in log.read_text(), "the worker")
+        wait_until(lambda: "Registered to" in log.read_text(), "the worker", 30, interval_s=0.005)
         yield process
 
 
@@ -90,7 +90,7 @@ def stop_while_writing(worker: subprocess.Popen[bytes], prepare: subprocess.Pope
         process.resume()
         return prepare.poll() is not None
 
-    wait_until(stopped, "a file being written", interval_s=0.005)
+    wait_until(stopped, "a file being written", 30, interval_s=0.005)
     assert prepare.poll() is None, "ended before its worker was caught"
 
 
@@ -133,7 +133,7 @@ def test_a_cluster_that_is_lost_ends_the_command_and_keeps_finished_volumes(
         preparing(source, tmp_path / "store", address) as prepare,
     ):
         finished = (tmp_path / ".preparing-store" / "slices").glob
-        wait_until(lambda: any(finished("*/phantom_*")), "the first case")
+        wait_until(lambda: any(finished("*/phantom_*")), "the first case", 30, interval_s=0.005)
         stop_while_writing(writing, prepare)
         (writing if killed == "worker" else scheduling).kill()
         assert prepare.wait(30) == 1

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import SMALL
-from tests.training.test_survival import same, started, train_rows, wait_for, weights
+from tests.conftest import SMALL, wait_until
+from tests.training.test_survival import same, started, train_rows, weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -57,7 +57,7 @@ def test_a_preempted_run_saves_and_goes_on_bit_for_bit(store: Path, tmp_path: Pa
     whole, cut = (words(store, tmp_path / part, "train.max_steps=60") for part in ("whole", "cut"))
     out = tmp_path / "cut"
     with started(*LAUNCH, "distseg/train.py", *cut) as job:
-        wait_for(lambda: len(train_rows(out)) >= 2, job)
+        wait_until(lambda: len(train_rows(out)) >= 2, "two steps", 120, job)
         job.send_signal(signal.SIGTERM)
         text = job.communicate(timeout=60)[0]
     assert "stopped by SIGTERM after step" in text and (out / "preempted.json").exists()

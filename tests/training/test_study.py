@@ -188,7 +188,7 @@ def test_a_job_that_slurm_preempts_goes_back_into_the_queue_and_one_that_fails_d
     assert not (tmp_path / "asked").exists()
     stand_in(tmp_path, "distseg", f"trap 'exit 143' TERM\necho \"$@\" >{tmp_path}/words\nwhile :; do sleep 0.1; done")
     job = subprocess.Popen(["bash", "launch/study.sbatch", "x.yaml"], cwd=ROOT, env=env)
-    wait_until(lambda: (tmp_path / "words").exists(), "the job")
+    wait_until(lambda: (tmp_path / "words").exists(), "the job", 120, job)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(30) == 143 and (tmp_path / "asked").read_text() == "requeue 42_3\n"
     assert (tmp_path / "words").read_text() == "study x.yaml --only 3\n"
@@ -211,14 +211,14 @@ def test_a_study_that_was_stopped_and_then_killed_ends_with_the_results_of_one_t
         return subprocess.Popen(["distseg", "study", paths["parts"]], cwd=ROOT, env=env, **pipes)
 
     stopped = start()
-    wait_until(lambda: len(read_rows(run / "metrics.jsonl")) >= 2, "two steps")
+    wait_until(lambda: len(read_rows(run / "metrics.jsonl")) >= 2, "two steps", 120, stopped)
     stopped.send_signal(signal.SIGTERM)
     said = stopped.communicate(timeout=120)[0]
     assert stopped.returncode == 143 and "stopped by SIGTERM; started again, it goes on" in said
     before = len(read_rows(run / "metrics.jsonl"))
     assert 2 <= before < 12 and (run / "preempted.json").exists()
     killed = start()
-    wait_until(lambda: len(read_rows(run / "metrics.jsonl")) > before, "a step")
+    wait_until(lambda: len(read_rows(run / "metrics.jsonl")) > before, "a step", 120, killed)
     killed.kill()
     killed.communicate()
     assert ranks_of(run)  # they outlive it

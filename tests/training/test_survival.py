@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from distseg.training.run_folder import read_rows
-from tests.conftest import LAUNCHES, ROOT, SMALL
+from tests.conftest import LAUNCHES, ROOT, SMALL, wait_until
 
 Run = Callable[..., Any]
 TWO_RANKS = ["accelerate", "launch", "--config_file", "launch/cpu.yaml", "--num_processes", "2"]
@@ -52,14 +52,6 @@ def started(*words: str) -> Iterator[subprocess.Popen[str]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.mark.dist
@@ -110,7 +102,7 @@ def test_a_preempted_run_saves_leaves_its_marker_and_goes_on_bit_for_bit(
     out = tmp_path / "cut"
     run_ranks(2, "train", *whole)
     with started(*TWO_RANKS, "distseg/train.py", *cut) as job:
-        wait_for(lambda: len(train_rows(out)) >= 2, job)
+        wait_until(lambda: len(train_rows(out)) >= 2, "two steps", 120, job)
         job.send_signal(signal.SIGTERM)  # the launcher hands it on
         text = job.communicate(timeout=60)[0]
     marker = json.loads((out / "preempted.json").read_text())
@@ -145,7 +137,7 @@ def test_a_kill_right_after_a_checkpoint_loses_no_line_of_the_log(
 def test_ctrl_c_once_finishes_the_step_and_saves(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with started("distseg", "train", *settings(store, out)) as job:
-        wait_for(lambda: len(train_rows(out)) >= 2, job)
+        wait_until(lambda: len(train_rows(out)) >= 2, "two steps", 120, job)
         os.killpg(job.pid, signal.SIGINT)
         text = job.communicate(timeout=60)[0]
     assert job.returncode == 130 and "stopped by SIGINT after step" in text and "Traceback" not in text
@@ -158,7 +150,7 @@ def test_ctrl_c_twice_stops_at_once(store: Path, tmp_path: Path) -> None:
     # So many slices at once that a step lasts longer than the wait between the two.
     words = settings(store, out, "data.image_size=512", "train.batch_size_per_rank=48")
     with started("distseg", "train", *words) as job:
-        wait_for(lambda: (out / "config.yaml").exists(), job)
+        wait_until(lambda: (out / "config.yaml").exists(), "its file", 120, job)
         time.sleep(4)
         os.killpg(job.pid, signal.SIGINT)
         time.sleep(1.2)
@@ -192,7 +184,7 @@ def test_a_signal_during_validation_is_not_kept_waiting(store: Path, tmp_path: P
 def test_a_run_folder_belongs_to_one_job(store: Path, tmp_path: Path, run_ranks: Run) -> None:
     out = tmp_path / "run"
     with started("distseg", "train", *settings(store, out)) as job:
-        wait_for(lambda: train_rows(out), job)
+        wait_until(lambda: train_rows(out), "a step", 120, job)
         again = run_ranks(2, "train", *settings(store, out), "--resume", ok=False)
     assert again.returncode == 1 and "Traceback (most" not in again.stderr.split("error: ")[1].split("\n")[0]
     assert f"which process {job.pid} on" in again.stderr and again.stderr.count("error: output_dir") == 1
@@ -222,7 +214,7 @@ def test_a_full_disk_keeps_what_there_is_and_the_run_goes_on_when_there_is_room(
     with mounted(tmp_path / "disk", "size=400m") as disk:
         out, filler = disk / "run", disk / "filler"
         with started("distseg", "train", *settings(store, out, *words)) as job:
-            wait_for(lambda: (out / "checkpoints/step_2").exists(), job)
+            wait_until(lambda: (out / "checkpoints/step_2").exists(), "its file", 120, job)
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(2**20))
