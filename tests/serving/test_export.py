@@ -22,7 +22,7 @@ from distseg.serving import artefact
 from distseg.serving.artefact import ExportOptions, export_run
 from distseg.serving.formats import FORMATS, in_precision
 from distseg.serving.model import open_model
-from distseg.serving.verification import dice_of_samples, read_samples
+from distseg.serving.verification import COMPILED, Accepted, dice_of_samples, read_samples
 from distseg.training.postprocessing import RULES, RegionRule, rules_as_dict
 from distseg.training.run_folder import load_best, open_run
 
@@ -169,6 +169,15 @@ def test_a_frozen_file_agrees_within_its_tolerance(small_run: Path, tmp_path: Pa
     assert described["verification"]["accepted"]["probability"] == 1e-3
     frozen = torch.jit.load(str(tmp_path / "model" / "model.pt"))
     assert not list(frozen.parameters()) and frozen.n_slices == 1
+
+
+def test_a_file_too_far_from_the_model_is_refused(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COMPILED, "float32", Accepted(-1.0, 0.0))
+    with pytest.raises(DistsegError, match="at most -1 and 0 .* nothing was written; .*without --frozen is exact"):
+        export_run(small_run, tmp_path / "model", dataclasses.replace(FLOAT32, frozen=True))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
