@@ -21,7 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from distseg.training.inference import inference_device
 
     work = find_work(args.input, args.output, args.format)
-    model = open_server(args.server) if args.server else open_model(args.model, inference_device())
+    if args.server:
+        model = open_server(args.server, probabilities=args.probabilities is not None)
+    else:
+        model = open_model(args.model, inference_device())
     options = Options(args.intensity, args.format, args.probabilities, args.overlay)
     Predictor(model, options, args.batch_size).predict(work)
     return 0

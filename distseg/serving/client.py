@@ -35,6 +35,8 @@ class RemoteSegmenter:
     """of the input: a slice and its neighbours"""
     metadata: dict[str, Any]
     """what is in the exported model's model.json"""
+    probabilities: bool = True
+    """whether they are asked for: they are most of an answer's bytes. False: they are given with R = 0"""
 
     def __init__(self, address: str, model: str = MODEL_NAME, version: str = "", timeout_s: float = 300.0):
         scheme, _, place = address.partition("://")
@@ -72,11 +74,16 @@ class RemoteSegmenter:
         def infer() -> Any:
             slices = self._library.InferInput("HU", list(hu_BCHW.shape), "INT16")
             slices.set_data_from_numpy(hu_BCHW.numpy())
-            return self._client.infer(self._model, [slices], model_version=self._version, **self._limit)
+            outputs = [self._library.InferRequestedOutput(name) for name in names]
+            return self._client.infer(
+                self._model, [slices], outputs=outputs, model_version=self._version, **self._limit
+            )
 
+        names = ["MASK", "PROB"] if self.probabilities else ["MASK"]
         answer = self._ask(infer)
         # Copies: the answer's arrays are views of the bytes received, which torch must not write to.
-        return torch.from_numpy(answer.as_numpy("MASK").copy()), torch.from_numpy(answer.as_numpy("PROB").copy())
+        mask, *probability = (torch.from_numpy(answer.as_numpy(name).copy()) for name in names)
+        return mask, probability[0] if probability else torch.empty(len(mask), 0, *mask.shape[2:])
 
     def _config(self) -> dict[str, Any]:
         if not self._ask(lambda: self._client.is_server_ready(**self._limit)):

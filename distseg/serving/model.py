@@ -107,11 +107,12 @@ def _exported_file(source: Path) -> Path:
     )
 
 
-def open_server(url: str) -> Model:
+def open_server(url: str, probabilities: bool = True) -> Model:
     """The model that a Triton server runs.
 
     Args:
         url: grpc://host:port or http://host:port.
+        probabilities: whether they are wanted; without, volumes have them of no region, unless rules need them.
 
     Raises:
         DistsegError: no such server, or its model is none of distseg's.
@@ -119,7 +120,9 @@ def open_server(url: str) -> Model:
     from distseg.serving.client import RemoteSegmenter  # its library is an extra
 
     remote = RemoteSegmenter(url)
-    return _model(url, remote, torch.device("cpu"), remote.metadata)
+    model = _model(url, remote, torch.device("cpu"), remote.metadata)
+    remote.probabilities = probabilities or model.described.postprocessing is not None
+    return model
 
 
 def _open_run(run: Path, device: torch.device) -> Model:

@@ -34,10 +34,16 @@ class TritonPythonModel:
             return [pb_utils.InferenceResponse(error=error) for _ in requests]
         mask, probability = self.model(torch.cat(hu_BCHW).to(self.device))
         sizes = [len(part) for part in hu_BCHW]
+        masks, probabilities = mask.cpu().split(sizes), probability.cpu().split(sizes)
         return [
-            pb_utils.InferenceResponse([_output("MASK", one_mask), _output("PROB", one_probability)])
-            for one_mask, one_probability in zip(mask.cpu().split(sizes), probability.cpu().split(sizes), strict=True)
+            _response(one, {"MASK": masks[index], "PROB": probabilities[index]}) for index, one in enumerate(requests)
         ]
+
+
+def _response(request: Any, outputs: dict[str, torch.Tensor]) -> Any:
+    """Those outputs that the request asks for: what it does not ask for would be copied all the same."""
+    asked = request.requested_output_names()
+    return pb_utils.InferenceResponse([_output(name, values) for name, values in outputs.items() if name in asked])
 
 
 def _output(name: str, values: torch.Tensor) -> Any:

@@ -1,6 +1,7 @@
 """Ways of running one exported segmenter: `python tests/benchmarks/serving.py [--run RUN] [--encoder NAME] [--untrained] [--quick]`.
 
-Each takes int16 HU in the CPU's memory and gives MASK and PROB there, so copies to a GPU and back count. All run in one
+Each takes int16 HU in the CPU's memory and gives MASK and PROB there, so copies to a GPU and back count; one asks Triton for MASK
+alone, as `distseg predict --server` does where probabilities are not to be written. All run in one
 process (Triton's server beside it) with equal threads, in turns; a ratio is the median over turns that lie side by side, so
 that what else the machine does slows all alike. C++ is compared with Python volume by volume, both in fresh processes and
 without warm-up. Without --run, a phantom is made and trained on; --untrained trains two steps only, since speed does
@@ -44,11 +45,13 @@ from distseg.training.inference import inference_device, segment_volume
 from distseg.training.run_folder import load_best, open_run
 
 BATCHES = (1, 4, 8)
-EAGER, DEFAULT, GRPC = "eager, float32", "exported, default", "Triton, gRPC"
+EAGER, DEFAULT = "eager, float32", "exported, default"
+GRPC, GRPC_MASKS = "Triton, gRPC", "Triton, gRPC, masks alone"
 FRESH_ROUNDS = 3  # of C++ and Python
 TARGETS = {
     "exported default / eager, batch 8": ">= 1.9",
     "Triton gRPC / in process, batch 8": ">= 0.95",
+    "Triton gRPC, masks alone / in process, batch 8": ">= 0.95",
     "C++ / Python": ">= 1.0",
 }
 TRAINED_TARGETS = {"Dice change": "<= 0.002"}
@@ -241,7 +244,13 @@ def triton_ways(bench: Bench) -> dict[str, Way]:
     """The default export behind the python backend."""
     endpoints = free_endpoints()
     bench.held.enter_context(running_server(find_installation(), bench.folder(DEFAULT) / PYTHON_REPOSITORY, endpoints))
-    return {"Triton, HTTP": RemoteSegmenter(endpoints.http), GRPC: RemoteSegmenter(endpoints.grpc)}
+    masks_alone = RemoteSegmenter(endpoints.grpc)
+    masks_alone.probabilities = False
+    return {
+        "Triton, HTTP": RemoteSegmenter(endpoints.http),
+        GRPC: RemoteSegmenter(endpoints.grpc),
+        GRPC_MASKS: masks_alone,
+    }
 
 
 BUILDERS: dict[str, Callable[[Bench], dict[str, Way]]] = {
@@ -267,11 +276,12 @@ def random_slices(bench: Bench, n: int) -> Tensor:
 
 @torch.inference_mode()
 def warm_up(ways: Mapping[str, Way], inputs: Mapping[int, Tensor]) -> dict[str, float]:
-    """Calls each way as often as TorchScript watches before it optimises; gives the largest difference from eager."""
+    """Calls each way as often as TorchScript watches before it optimises; gives the largest difference from eager, if any."""
     for way, batch in itertools.product(ways.values(), (1, 1, *BATCHES)):
         way(inputs[batch])
     _, expected = ways[EAGER](inputs[BATCHES[0]])
-    return {name: float((way(inputs[BATCHES[0]])[1] - expected).abs().max()) for name, way in ways.items()}
+    answers = {name: way(inputs[BATCHES[0]])[1] for name, way in ways.items()}
+    return {name: float((got - expected).abs().max()) for name, got in answers.items() if got.numel()}
 
 
 @torch.inference_mode()
@@ -337,7 +347,8 @@ def table_rows(bench: Bench, seconds: Seconds, differences: Mapping[str, float])
     for (name, batch), found in sorted(seconds.items(), key=lambda item: item[0][1]):
         milliseconds = [float(1e3 * np.percentile(found, q)) for q in (50, 99)]
         speed, change = speed_ratio(seconds, name, EAGER, batch), dice_change(bench, name)
-        yield [batch, name, batch / statistics.median(found), *milliseconds, speed, f"{differences[name]:.0e}", change]
+        difference = f"{differences[name]:.0e}" if name in differences else ""
+        yield [batch, name, batch / statistics.median(found), *milliseconds, speed, difference, change]
 
 
 def dice_change(bench: Bench, name: str) -> str:
@@ -357,6 +368,7 @@ def ratios_of(bench: Bench, seconds: Seconds, cpp: Mapping[str, list[float]]) ->
     ratios = {"exported default / eager, batch 8": speed_ratio(seconds, DEFAULT, EAGER)}
     if (GRPC, BATCHES[-1]) in seconds:
         ratios["Triton gRPC / in process, batch 8"] = speed_ratio(seconds, GRPC, DEFAULT)
+        ratios["Triton gRPC, masks alone / in process, batch 8"] = speed_ratio(seconds, GRPC_MASKS, DEFAULT)
     if cpp:
         ratios["C++ / Python"] = statistics.median(a / b for a, b in zip(cpp["C++"], cpp["Python"], strict=True))
     if change := dice_change(bench, DEFAULT):

@@ -326,7 +326,11 @@ def test_a_server_gives_the_same_files(model: Path, volumes: Path, tmp_path: Pat
     with running_server(find_installation(), tmp_path / "served/model_repository_python", endpoints):
         for address in (endpoints.grpc, endpoints.http):
             assert predict("--server", address, volumes, tmp_path / address[:4], "--probabilities", "float32") == 0
+        assert predict("--server", endpoints.grpc, volumes, tmp_path / "masks") == 0
     assert predict(model, volumes, tmp_path / "here", "--probabilities", "float32") == 0
+    assert predict(model, volumes, tmp_path / "masks_here") == 0
+    for path in (tmp_path / "masks_here").glob("*.nii.gz"):
+        assert np.array_equal(values(tmp_path / "masks" / path.name), values(path))
     for path in (tmp_path / "here").glob("*.nii.gz"):
         for name in ("grpc", "http"):
             assert np.array_equal(values(tmp_path / name / path.name), values(path))

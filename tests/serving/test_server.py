@@ -93,6 +93,15 @@ def test_a_request_gets_the_bits_that_the_file_gives(
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_masks_alone_are_the_same_masks(server: Endpoints, local: Callable[..., Any], protocol: str) -> None:
+    remote = RemoteSegmenter(getattr(server, protocol))
+    remote.probabilities = False
+    mask, probability = remote(slices(11, 1, 37, 20))
+    assert torch.equal(mask, torch.cat([local(part)[0] for part in slices(11, 1, 37, 20).split(8)]))
+    assert probability.shape == (11, 0, 37, 20)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_a_batch_beyond_the_servers_goes_in_parts_and_the_metadata_is_the_files(
     server: Endpoints, local: Callable[..., Any], model: Path, protocol: str
 ) -> None:
