@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _of_precision(precision: dict[str, Any]) -> str:
     if "dice_change" in precision:
-        changes = ", ".join(f"{name} {change:+.4f}" for name, change in precision["dice_change"].items())
+        changes = ", ".join(
+            f"{name} {'undefined' if change is None else format(change, '+.4f')}"
+            for name, change in precision["dice_change"].items()
+        )
         return f"{precision['weights']}: Dice changes by {changes} on {precision['slices']} validation slices"
     return precision["weights"] + (f": {precision['because']}" if "because" in precision else "")
 

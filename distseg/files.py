@@ -34,9 +34,9 @@ def written_aside(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def folder_written_aside(path: Path) -> Iterator[Path]:
     """Gives an empty temporary sibling to fill; on success it takes the name `path`, replacing a folder of that name."""
+    path = path.resolve()  # a link would be replaced instead of what it names
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".partial-{uuid.uuid4().hex[:8]}-{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside

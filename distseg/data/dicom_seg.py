@@ -74,7 +74,7 @@ def write_segmentation(
     algorithm = hd.AlgorithmIdentificationSequence(
         MAKER, codes.DCM.ArtificialIntelligence, __version__, parameters={"weights_sha256": weights}
     )
-    with parsing("dicom-seg of", files[0]):
+    with parsing("dicom-seg of", files[0], "mend what it names in the series, or use --format nifti"):
         segmentation = hd.seg.Segmentation(
             source_images=images,
             pixel_array=segments,

@@ -93,6 +93,11 @@ def _open(path: Path) -> nib.Nifti1Image:
     if len(shape) != 3 or 0 in shape:
         raise DistsegError(f"volume {path}: got shape {shape}; it must be three-dimensional and not empty")
     check_voxel_count(path, shape)
+    if (unit := image.header.get_xyzt_units()[0]) not in (
+        "mm",
+        "unknown",
+    ):  # millilitres would be wrong a billion times
+        raise DistsegError(f"volume {path}: got voxel sizes in {unit}; CT's are in mm; mend the header (xyzt_units)")
     claimed = int(np.prod(shape, dtype=np.int64)) * image.get_data_dtype().itemsize
     if claimed > path.stat().st_size * (DEFLATE_RATIO if path.name.endswith(".gz") else 1):
         raise DistsegError(

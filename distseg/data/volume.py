@@ -70,7 +70,7 @@ def as_stored(values_ZYX: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def parsing(what: str, path: Path) -> Iterator[None]:
+def parsing(what: str, path: Path, remedy: str = "copy or download it again") -> Iterator[None]:
     """Turns whatever a damaged file makes a parser raise, log or warn into one line."""
     try:
         with PARSING, _silence():
@@ -79,7 +79,7 @@ def parsing(what: str, path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise DistsegError(f"{what} {path}: damaged or not readable ({reason}); copy or download it again") from None
+        raise DistsegError(f"{what} {path}: damaged or not readable ({reason}); {remedy}") from None
 
 
 @contextlib.contextmanager

@@ -21,13 +21,14 @@ from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, is_free, sha256_of, write_json
 from distseg.models.segmenter import HuSegmenter, write_order
 from distseg.serving.formats import FORMATS, PRECISIONS, Format, in_precision, networks_of
-from distseg.serving.repository import write_repositories
+from distseg.serving.repository import PYTHON_REPOSITORY, PYTORCH_REPOSITORY, write_repositories
 from distseg.serving.verification import Sample, dice_of_samples, read_samples, verify
 from distseg.training.inference import inference_device, segment_cases, split_slices
 from distseg.training.postprocessing import RegionRule, read_rules, rules_as_dict
 from distseg.training.run_folder import RunFolder, best_metadata, load_best, load_ensemble, open_run
 from distseg.training.scoring import pooled_dice
 
+DESCRIPTION = "model.json"  # beside the file
 MAX_DEPTH = 4  # of Unet++ on five encoder levels
 
 
@@ -94,7 +95,7 @@ def export_run(
         format.write(segmenter, path, described, device)
         described["verification"] = verify(segmenter, path, described, format.exact and not options.frozen, samples)
         described["sha256"] = sha256_of(path)
-        write_json(aside / "model.json", described)
+        write_json(aside / DESCRIPTION, described)
         if options.format == "torchscript":
             write_repositories(aside, described)
     return described
@@ -102,8 +103,12 @@ def export_run(
 
 def _check(options: ExportOptions, config: Config, out: Path) -> Format:
     format = FORMATS[options.format]
-    if not (out / "model.json").is_file() and not is_free(out):
-        raise DistsegError(f"output: got {out}, which holds something else; give a new folder or an earlier export")
+    if out.resolve() == Path.cwd():
+        raise DistsegError(f"output: got {out}, the folder you are in, which is replaced as a whole; give another")
+    if not is_free(out) and not _is_export(out):
+        raise DistsegError(
+            f"output: got {out}, which holds something else; give a new folder, or an earlier export and nothing more"
+        )
     if options.depth is not None and not (config.model.deep_supervision and 1 <= options.depth < MAX_DEPTH):
         raise DistsegError(
             f"--depth: got {options.depth}; only a Unet++ trained with model.deep_supervision has heads at depths 1 to "
@@ -116,6 +121,16 @@ def _check(options: ExportOptions, config: Config, out: Path) -> Format:
     if options.frozen and options.format != "torchscript":
         raise DistsegError(f"--frozen: got it for {options.format}; only TorchScript is frozen; leave it out")
     return format
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds an export and nothing that would be lost with it."""
+    known = {DESCRIPTION, PYTORCH_REPOSITORY, PYTHON_REPOSITORY, *(format.file for format in FORMATS.values())}
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and "distseg" in described and {path.name for path in folder.iterdir()} <= known
 
 
 def _settle_slices(segmenter: HuSegmenter, rules: Mapping[str, RegionRule] | None, config: Config) -> None:
@@ -143,15 +158,28 @@ def _in_chosen_precision(
     else:
         reduced = in_precision(whole, wanted)
         before, after = (dice_of_samples(one, samples, config) for one in (whole, reduced))
-        changes = {name: (after[name] or 0.0) - (before[name] or 0.0) for name in before}
+        changes = {name: _change_of_dice(before[name], after[name]) for name in before}
         measured = {"dice": before, "dice_change": changes, "slices": sum(len(sample.z) for sample in samples)}
-        worst = max(changes, key=lambda name: abs(changes[name]))
-        if abs(changes[worst]) <= options.dice_tolerance:
+        sizes = {name: abs(change) for name, change in changes.items() if change is not None}
+        worst = max(sizes, key=sizes.__getitem__, default=None)
+        if worst is None:
+            problem = "no region has a Dice on the validation slices: none is there, and none is found"
+        elif sizes[worst] <= options.dice_tolerance:
             return reduced, {"weights": wanted, "tolerance": options.dice_tolerance} | measured
-        problem = f"{wanted} changes the Dice of {worst} by {changes[worst]:+.4f}, more than {options.dice_tolerance:g}"
+        else:
+            problem = (
+                f"{wanted} changes the Dice of {worst} by {changes[worst]:+.4f}, more than {options.dice_tolerance:g}"
+            )
     if asked == "auto":
         return whole, {"weights": "float32", "because": problem}
     raise DistsegError(f"--precision: got {asked}; {problem}; take float32, or another --dice-tolerance")
+
+
+def _change_of_dice(before: float | None, after: float | None) -> float | None:
+    """None: undefined in both, since the region is nowhere; in one of them alone, all of it has changed."""
+    if before is None and after is None:
+        return None
+    return 1.0 if before is None or after is None else after - before
 
 
 def describe(config: Config, segmenter: HuSegmenter, best: dict[str, str]) -> dict[str, Any]:

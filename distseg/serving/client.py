@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 
@@ -15,7 +16,7 @@ from distseg.errors import DistsegError
 from distseg.serving.repository import METADATA, MODEL_NAME
 
 Answer = TypeVar("Answer")
-UNREACHABLE = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
+UNREACHABLE, LATE = "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"
 
 
 class RemoteSegmenter:
@@ -39,10 +40,8 @@ class RemoteSegmenter:
     """whether they are asked for: they are most of an answer's bytes. False: they are given with R = 0"""
 
     def __init__(self, address: str, model: str = MODEL_NAME, version: str = "", timeout_s: float = 300.0):
-        scheme, _, place = address.partition("://")
-        if scheme not in ("grpc", "http") or not place:
-            raise DistsegError(f"server: got {address}; must be grpc://host:port or http://host:port; correct it")
-        self._address, self._model, self._version = address, model, version
+        scheme, place = _parse(address)
+        self._address, self._model, self._version, self._timeout_s = address, model, version, timeout_s
         self._library = _client_library(scheme)
         if scheme == "http":  # one library takes the limit once, the other with each call
             limits, self._limit = {"connection_timeout": timeout_s, "network_timeout": timeout_s}, {}
@@ -102,14 +101,33 @@ class RemoteSegmenter:
         try:
             return question()
         except self._library.InferenceServerException as error:
-            said, unreachable = error.message(), error.status() in UNREACHABLE
+            said, status = error.message(), error.status()
+        except TimeoutError as error:
+            said, status = str(error), LATE
         except (OSError, HTTPException) as error:
-            said, unreachable = str(error), True
-        if unreachable:
+            said, status = str(error), UNREACHABLE
+        except ValueError as error:  # what came is not what Triton says
+            said, status = str(error), UNREACHABLE
+        if status == LATE:
+            rule = f"no answer within {self._timeout_s:g} s"
+            remedy = "it may be busy: give it smaller batches, or try again; or check the address"
+        elif status == UNREACHABLE:
             rule, remedy = "no such server answers there", "start it (distseg serve), or check the address"
         else:
             rule, remedy = "it refuses this", "check the model's name and version, and the input"
         raise DistsegError(f"server: got {self._address}; {rule} ({said}); {remedy}")
+
+
+def _parse(address: str) -> tuple[str, str]:
+    """Scheme and host:port."""
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("grpc", "http") and parts.hostname and parts.port and parts.path in ("", "/")
+    except ValueError:  # a port that is none
+        usable = False
+    if not usable:
+        raise DistsegError(f"server: got {address}; must be grpc://host:port or http://host:port; correct it")
+    return parts.scheme, parts.netloc
 
 
 def _client_library(scheme: str) -> Any:

@@ -1,6 +1,7 @@
 """OUT/predictions.jsonl: which volumes of a folder are done, so that the same command goes on after any end.
 
-A line a volume: a digest of what its files were made of, their sizes, and its row of volumes.csv.
+A line a volume: a digest of what its files are made of, before they are written; then one with their sizes and times too,
+and its row of volumes.csv. So a file that no line tells of is somebody's, and so is one that was changed since.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ NAME = "predictions.jsonl"
 
 
 class Finished:
-    """What is done in a folder; files of a volume, model or options that have changed since are removed.
+    """What is done in a folder; what was made of a volume, model or options that have changed since is removed.
 
     Args:
         folder: of the masks, which nobody else writes into.
@@ -27,52 +28,82 @@ class Finished:
         made_by: digest of the model and of the options that change a file.
 
     Raises:
-        DistsegError: the folder holds files of these names that predict did not write.
+        DistsegError: the folder holds files of these names that predict did not write, or that were changed since.
     """
 
     def __init__(self, folder: Path, tasks: Sequence[Task], made_by: str) -> None:
         self.path, self.made_by = folder / NAME, made_by
-        if not self.path.exists() and (taken := [task.mask for task in tasks if task.mask.exists()]):
-            raise DistsegError(
-                f"output: got {folder}, which holds {taken[0].name} of something else; nothing is overwritten; give a new "
-                "folder, or that of an earlier predict"
-            )
         self.lines: dict[str, dict[str, Any]] = {line["volume"]: line for line in read_rows(self.path)}
-        for task in tasks:
-            if task.name in self.lines and not self._is_whole(task):
-                for name in self.lines.pop(task.name)["files"]:
-                    (folder / name).unlink(missing_ok=True)
+        changed = [task for task in tasks if task.name in self.lines and not self._is_whole(task)]
+        if taken := [task.mask.name for task in tasks if task.name not in self.lines and task.mask.exists()]:
+            raise DistsegError(
+                f"output: got {folder}, which holds {taken[0]} of something else; nothing is overwritten; move it away, or "
+                "give another folder"
+            )
+        if edited := [name for task in changed for name in self._edited(task)]:
+            raise DistsegError(
+                f"output: got {folder}, whose {edited[0]} was changed after predict wrote it; nothing is overwritten; move it "
+                "away, or give another folder"
+            )
+        for task in changed:
+            for name in self.lines.pop(task.name)["files"]:
+                (folder / name).unlink(missing_ok=True)
         for leftover in folder.glob(".partial-*"):
-            leftover.unlink()  # of a process that was killed
-        # Whole again: a line that a kill cut short would swallow the next.
-        write_text(self.path, "".join(map(_as_text, self.lines.values())))
+            if leftover.is_file():
+                leftover.unlink()  # of a process that was killed
+        self._write()  # whole again: a line that a kill cut short would swallow the next
 
     def __contains__(self, task: Task) -> bool:
-        return task.name in self.lines
+        return task.name in self.lines and bool(self.lines[task.name]["files"])
+
+    def begin(self, task: Task) -> None:
+        """Notes a volume whose files are about to be written."""
+        self._append({"volume": task.name, "made_of": self._made_of(task), "files": {}})
 
     def add(self, task: Task, files: Sequence[Path], row: Mapping[str, Any]) -> None:
         """Notes a volume whose files are written."""
-        sizes = {path.name: path.stat().st_size for path in files}
-        line = {"volume": task.name, "made_of": self._made_of(task), "files": sizes, "row": dict(row)}
-        self.lines[task.name] = line
-        with self.path.open("a") as file:
-            file.write(_as_text(line))
-            file.flush()
-            os.fsync(file.fileno())
+        known = {path.name: _status(path) for path in files}
+        self._append({"volume": task.name, "made_of": self._made_of(task), "files": known, "row": dict(row)})
+
+    def withdraw(self, task: Task) -> None:
+        """Forgets a volume that failed: none of its files is there."""
+        del self.lines[task.name]
+        self._write()
 
     def rows(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """Of volumes.csv, those that are done."""
         return [self.lines[task.name]["row"] for task in tasks if task in self]
 
     def _is_whole(self, task: Task) -> bool:
+        """By sizes alone: a copy of the folder has other times."""
         line = self.lines[task.name]
-        sizes = {path.name: path.stat().st_size for path in map(self.path.with_name, line["files"]) if path.is_file()}
-        return line["made_of"] == self._made_of(task) and line["files"] == sizes
+        files = {self.path.with_name(name): size for name, (size, _) in line["files"].items()}
+        if not files or line["made_of"] != self._made_of(task):
+            return False
+        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+
+    def _edited(self, task: Task) -> list[str]:
+        files = {self.path.with_name(name): status for name, status in self.lines[task.name]["files"].items()}
+        return [path.name for path, status in files.items() if path.is_file() and _status(path) != status]
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self.lines[line["volume"]] = line
+        with self.path.open("a") as file:
+            file.write(_as_text(line))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write(self) -> None:
+        write_text(self.path, "".join(map(_as_text, self.lines.values())))
 
     def _made_of(self, task: Task) -> str:
         """A volume is known by its files' names, sizes and times: reading them all would take as long as the masks."""
         status = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in task.files]
         return hashlib.sha256(json.dumps([self.made_by, status]).encode()).hexdigest()
+
+
+def _status(path: Path) -> list[int]:
+    return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _as_text(line: Mapping[str, Any]) -> str:

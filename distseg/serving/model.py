@@ -13,13 +13,12 @@ import torch
 
 from distseg.errors import DistsegError
 from distseg.serving import standalone
-from distseg.serving.artefact import describe
+from distseg.serving.artefact import DESCRIPTION, describe
 from distseg.serving.formats import FORMATS
 from distseg.training.inference import Segmenter, segment_volume
 from distseg.training.postprocessing import RegionRule, label_map, read_rules, rules_as_dict
 from distseg.training.run_folder import best_metadata, load_best, open_run
 
-DESCRIPTION = "model.json"  # beside an exported file
 # What a check of the file or its packing adds to the description: the masks are the same with and without.
 NOT_IDENTITY = ("verification", "sha256")
 

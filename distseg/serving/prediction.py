@@ -82,10 +82,12 @@ class Predictor:
         failed = []
         for number, (task, read) in enumerate(_read_ahead(missing, self.options.intensity), start=1):
             count = f"{number}/{len(missing)}"
+            finished.begin(task)
             try:
                 files, row = self._predict_volume(task, read, count)
                 finished.add(task, files, row)
             except DistsegError as error:
+                finished.withdraw(task)
                 failed.append(task.name)
                 tqdm.write(f"{count} {task.name}: failed: {error}", sys.stderr)
         write_csv(table, finished.rows(tasks))
@@ -114,23 +116,30 @@ class Predictor:
 def _write(
     task: Task, volume: Volume, mask_ZYX: np.ndarray, probability_RZYX: np.ndarray, model: Model, options: Options
 ) -> list[Path]:
-    """All files of a volume, the mask last."""
+    """All files of a volume, the mask last; where it cannot be written, the others go again."""
     regions, files = model.described.regions, []
-    if options.probabilities is not None:
-        for name, probability_ZYX in zip(regions, probability_RZYX, strict=True):
-            files.append(task.beside(f"_probability_{name}.nii.gz"))
-            _write_probability(files[-1], probability_ZYX, volume, options.probabilities)
-    if options.overlay:
-        files.append(task.beside("_overlay.png"))
-        overlays = most_affected_slices(volume.values_ZYX, mask_ZYX, regions)
-        draw_overlays(overlays, model.described.labels, files[-1], heading=task.name)
-    if options.format == "dicom-seg":
-        from distseg.data.dicom_seg import write_segmentation  # slow to import, and few need it
+    with contextlib.ExitStack() as unless_whole:
 
-        by_width = {name: regions[name] for name in regions_by_width(regions)}
-        write_segmentation(task.mask, mask_ZYX, task.files, by_width, model.described.weights_sha256)
-    else:
-        write_on_grid(task.mask, mask_ZYX, volume)
+        def another(ending: str) -> Path:
+            files.append(task.beside(ending))
+            unless_whole.callback(files[-1].unlink, missing_ok=True)
+            return files[-1]
+
+        if options.probabilities is not None:
+            for name, probability_ZYX in zip(regions, probability_RZYX, strict=True):
+                path = another(f"_probability_{name}.nii.gz")
+                _write_probability(path, probability_ZYX, volume, options.probabilities)
+        if options.overlay:
+            overlays = most_affected_slices(volume.values_ZYX, mask_ZYX, regions)
+            draw_overlays(overlays, model.described.labels, another("_overlay.png"), heading=task.name)
+        if options.format == "dicom-seg":
+            from distseg.data.dicom_seg import write_segmentation  # slow to import, and few need it
+
+            by_width = {name: regions[name] for name in regions_by_width(regions)}
+            write_segmentation(task.mask, mask_ZYX, task.files, by_width, model.described.weights_sha256)
+        else:
+            write_on_grid(task.mask, mask_ZYX, volume)
+        unless_whole.pop_all()
     return [*files, task.mask]
 
 

@@ -138,6 +138,10 @@ def _check_free(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise DistsegError(
+                f"host: got {host}; it must be an IPv4 address, or a name of one, of this machine ({error}); give another --host"
+            ) from None
         except (OSError, OverflowError) as error:
             raise DistsegError(
                 f"port: got {port} on {host}; three free ports in a row are needed ({error}); give another --port"

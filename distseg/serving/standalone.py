@@ -60,10 +60,14 @@ def load(path: Path, device: torch.device) -> ExportedModel:
     run, text = LOADERS[path.suffix](path, device)
     if not text:
         raise ValueError(f"without {METADATA}; it must come from `distseg export`")
-    metadata = json.loads(text)
-    if metadata["device"] not in (device.type, "any"):
-        raise ValueError(f"compiled for {metadata['device']}, not for {device.type}; export it on such a machine")
-    return ExportedModel(run, metadata)
+    try:
+        metadata = json.loads(text)
+        compiled_for, model = metadata["device"], ExportedModel(run, metadata)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"its {METADATA} is damaged: {error!r}") from None
+    if compiled_for not in (device.type, "any"):
+        raise ValueError(f"compiled for {compiled_for}, not for {device.type}; export it on such a machine")
+    return model
 
 
 def _load_torchscript(path: Path, device: torch.device) -> tuple[Run, str]:
@@ -87,7 +91,10 @@ def _load_onnx(path: Path, device: torch.device) -> tuple[Run, str]:
     options.intra_op_num_threads = torch.get_num_threads()
     wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+    except Exception as error:  # its own kinds, which have no other base
+        raise ValueError(str(error)) from None
 
     def run(hu_BCHW: torch.Tensor) -> list[torch.Tensor]:
         outputs = session.run(["MASK", "PROB"], {"HU": hu_BCHW.cpu().numpy()})

@@ -67,13 +67,15 @@ def read_samples(config: Config) -> list[Sample]:
     store = open_store(root)
     slices = split_slices(config, store, "val")
     step = -(-len(slices) // SAMPLE)
-    samples = []
+    samples, before = [], 0  # slices of the cases before
     for case, z in slices.by_case():
-        hu_ZYX, truth_ZYX = store.read_case(case)
-        kept = z[step // 2 :: step]
-        hu_NCHW = torch.from_numpy(with_neighbours(hu_ZYX, kept, 2 * config.data.neighbours + 1))
-        samples.append(Sample(case, kept, hu_NCHW, truth_ZYX[kept]))
-    return [sample for sample in samples if len(sample.z)]
+        kept = z[(step // 2 - before) % step :: step]
+        before += len(z)
+        if len(kept):
+            hu_ZYX, truth_ZYX = store.read_case(case)
+            hu_NCHW = torch.from_numpy(with_neighbours(hu_ZYX, kept, 2 * config.data.neighbours + 1))
+            samples.append(Sample(case, kept, hu_NCHW, truth_ZYX[kept]))
+    return samples
 
 
 @torch.inference_mode()

@@ -65,6 +65,8 @@ def find_work(source: Path, out: Path, file_format: str) -> Work:
         raise DistsegError(f"output: got {out}; a mask's name must end in {endings}; rename it, or give a folder")
     if mask.exists() and mask.samefile(volume):
         raise DistsegError(f"output: got {mask}, the volume itself; it would be lost; choose another")
+    if mask.exists() and mask != out:
+        raise DistsegError(f"output: got {out}, which holds {mask.name}; give the name of the file to replace it")
     return Work((Task(files, volume, mask),), None)
 
 
@@ -113,7 +115,7 @@ def _mask_name(volume: Path, file_format: str) -> str:
 
 
 def _stem(volume: Path) -> str:
-    return volume.name if volume.is_dir() else nifti_stem(volume).removesuffix(".dcm")
+    return volume.resolve().name if volume.is_dir() else nifti_stem(volume).removesuffix(".dcm")
 
 
 def _check_apart(source: Path, out: Path) -> None:

@@ -354,7 +354,8 @@ def table_rows(bench: Bench, seconds: Seconds, differences: Mapping[str, float])
 def dice_change(bench: Bench, name: str) -> str:
     """The largest of a region, with its sign; empty where it means nothing."""
     changes = bench.described.get(name, {}).get("precision", {}).get("dice_change", {}) if bench.trained else {}
-    return f"{max(changes.values(), key=abs):+.4f}" if changes else ""
+    defined = [change for change in changes.values() if change is not None]
+    return f"{max(defined, key=abs):+.4f}" if defined else ""
 
 
 def speed_ratio(seconds: Seconds, name: str, other: str, batch: int = BATCHES[-1]) -> float:

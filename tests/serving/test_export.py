@@ -18,7 +18,7 @@ from distseg.config import load_config
 from distseg.errors import DistsegError
 from distseg.export import main
 from distseg.models.segmenter import HuSegmenter
-from distseg.serving import artefact
+from distseg.serving import artefact, verification
 from distseg.serving.artefact import ExportOptions, export_run
 from distseg.serving.formats import FORMATS, in_precision
 from distseg.serving.model import open_model
@@ -133,6 +133,65 @@ def test_without_its_store_a_run_is_exported_in_float32_only(small_run: Path, tm
     assert {check["slices"] for check in described["verification"]["checks"]} == {"random"}
     with pytest.raises(DistsegError, match="cannot be measured; take float32"):
         export_run(run, tmp_path / "half", ExportOptions(precision="float16"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "weights", "because"),
+    [
+        ((0.9, None), (0.9, None), "bfloat16", ""),  # found in neither
+        ((0.9, None), (0.9, 0.0), "float32", "changes the Dice of infection by +1.0000"),  # false alarms
+        ((0.9, 0.5), (0.9, None), "float32", "changes the Dice of infection by +1.0000"),
+        ((None, None), (None, None), "float32", "no region has a Dice on the validation slices"),
+    ],
+)
+def test_a_region_without_a_dice_does_not_count_as_kept(
+    before: tuple[float | None, ...],
+    after: tuple[float | None, ...],
+    weights: str,
+    because: str,
+    small_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = iter([dict(zip(("lung", "infection"), dice, strict=True)) for dice in (before, after)])
+    monkeypatch.setattr(artefact, "dice_of_samples", lambda *_: next(found))
+    precision = export_run(small_run, tmp_path / "model")["precision"]
+    assert precision["weights"] == weights and because in precision.get("because", "")
+
+
+def test_slices_are_sampled_over_all_cases_however_short(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = open_run(small_run)[1]
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, fold=1))
+    all_of_them = [sample.case.id for sample in read_samples(config)]
+    assert len(all_of_them) == 2
+    for limit, taken in ((1, [1]), (3, [1, 2]), (16, [8, 8])):  # of 2 x 8 slices
+        monkeypatch.setattr(verification, "SAMPLE", limit)
+        assert [len(sample.z) for sample in read_samples(config)] == taken
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(small_run: Path, model: Path, tmp_path: Path) -> None:
+    for name, text in (("foreign", "{}"), ("cut", "{"), ("more", (model / "model.json").read_text())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").write_text(text)
+        (tmp_path / name / "thesis.txt").write_text("mine")
+        with pytest.raises(DistsegError, match="which holds something else; give a new folder"):
+            export_run(small_run, tmp_path / name, FLOAT32)
+        assert (tmp_path / name / "thesis.txt").read_text() == "mine"
+
+
+def test_an_earlier_export_is_replaced_also_by_way_of_a_link(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_run(small_run, tmp_path / "real", FLOAT32)
+    with monkeypatch.context() as there:
+        there.chdir(tmp_path / "real")
+        with pytest.raises(DistsegError, match="the folder you are in"):
+            export_run(small_run, Path("."), FLOAT32)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    before = (tmp_path / "real/model.pt").stat().st_ino
+    export_run(small_run, tmp_path / "link", FLOAT32)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real/model.pt").stat().st_ino != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
 
 
 def test_what_post_processing_does_to_a_slice_is_inside_the_file(small_run: Path, tmp_path: Path) -> None:

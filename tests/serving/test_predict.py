@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from PIL import Image
@@ -29,6 +30,7 @@ from distseg.serving.model import open_model
 from distseg.serving.prediction import measure, most_affected_slices
 from distseg.serving.repository import write_repositories
 from distseg.serving.server import find_installation, free_endpoints, running_server
+from distseg.serving.standalone import METADATA
 from distseg.training.evaluation import evaluate_run
 from distseg.training.inference import segment_volume
 from distseg.training.postprocessing import RULES, RegionRule, label_map, read_rules, rules_as_dict
@@ -223,6 +225,33 @@ def test_the_csv_has_what_the_masks_hold(model: Path, volumes: Path, tmp_path: P
             assert float(row["infection_percent_of_lung"]) == pytest.approx(share, abs=1e-3)
 
 
+def test_a_series_may_be_the_folder_one_is_in(
+    model: Path, hu_ZYX: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write_ct(tmp_path / "thorax", hu_ZYX))
+    (tmp_path / "masks").mkdir()
+    assert predict(model, ".", "../masks") == 0
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["thorax.nii.gz"]
+
+
+def test_a_volume_that_fails_leaves_no_file(
+    model: Path, hu_ZYX: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_ct(tmp_path / "in" / name, hu_ZYX)
+    for path in (tmp_path / "in/b").iterdir():
+        dataset = pydicom.dcmread(path)
+        del dataset.FrameOfReferenceUID
+        dataset.save_as(path)
+    (tmp_path / "out/.partial-1234-model").mkdir(parents=True)  # of an export that was killed
+    words = [model, tmp_path / "in", tmp_path / "out", "--format", "dicom-seg", "--probabilities", "uint8", "--overlay"]
+    assert predict(*words) == 1 and "b failed" in capsys.readouterr().err
+    files = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file())
+    assert files == [
+        "a.dcm", "a_overlay.png", "a_probability_infection.nii.gz", "a_probability_lung.nii.gz", "predictions.jsonl", "volumes.csv",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_kill_leaves_whole_files_and_the_same_command_goes_on(model: Path, phantom: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -264,7 +293,7 @@ def test_what_has_changed_is_done_again_and_nothing_else(
     assert predict(model, volumes, out, "--probabilities", "uint8") == 0
     assert written() == first and "3 of 3 volumes are done already" in capsys.readouterr().out
     shutil.copy(volumes / "phantom_002.nii.gz", volumes / "phantom_001.nii.gz")
-    (out / "phantom_003.nii.gz").write_bytes(b"cut")
+    (out / "phantom_003.nii.gz").unlink()
     assert predict(model, volumes, out, "--probabilities", "uint8") == 0
     second = written()
     assert {name.split(".")[0].split("_p")[0] for name in second if second[name] != first[name]} == {
@@ -275,6 +304,31 @@ def test_what_has_changed_is_done_again_and_nothing_else(
     assert predict(small_run, volumes, out) == 0
     assert sorted(written()) == [f"phantom_00{n}.nii.gz" for n in (1, 2, 3)]
     assert all(written()[name] != second[name] for name in written())
+
+
+def test_what_somebody_else_put_or_changed_there_is_not_lost(
+    model: Path, small_run: Path, volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    last = (volumes / "phantom_003.nii.gz").rename(tmp_path / "phantom_003.nii.gz")
+    assert predict(model, volumes, out) == 0
+    shutil.copy(last, volumes)
+    shutil.copy(last, out)
+    assert predict(model, volumes, out) == 1
+    assert "which holds phantom_003.nii.gz of something else; nothing is overwritten" in capsys.readouterr().err
+    assert (out / "phantom_003.nii.gz").read_bytes() == last.read_bytes()
+    (out / "phantom_003.nii.gz").unlink()
+    assert predict(model, volumes, out) == 0
+    capsys.readouterr()
+    corrected, size = out / "phantom_002.nii.gz", (out / "phantom_002.nii.gz").stat().st_size
+    corrected.write_bytes(b"x" * size)  # as a mask without compression keeps its size
+    assert predict(model, volumes, out) == 0 and corrected.read_bytes() == b"x" * size
+    assert predict(small_run, volumes, out) == 1
+    assert "phantom_002.nii.gz was changed after predict wrote it; nothing is over" in capsys.readouterr().err
+    corrected.write_bytes(b"longer" * size)
+    assert predict(model, volumes, out) == 1 and corrected.read_bytes() == b"longer" * size
+    corrected.unlink()
+    assert predict(small_run, volumes, out) == 0 and len(rows(out)) == 3
 
 
 def test_one_bad_volume_does_not_stop_the_others(
@@ -378,6 +432,9 @@ def test_words_may_come_in_any_order() -> None:
         (["{torn}", "{volume}", "{out}.nii"], "model.json, damaged (Expecting"),
         (["{other}", "{volume}", "{out}.nii"], "which describes another file than model.pt"),
         (["{lame}", "{volume}", "{out}.nii"], "with damaged postprocessing.lung.threshold"),
+        (["{mute}", "{volume}", "{out}.nii"], "its distseg.json is damaged: KeyError('device')"),
+        (["{bad_onnx}/model.onnx", "{volume}", "{out}.nii"], "model.onnx: not readable ([ONNXRuntimeError]"),
+        (["{model}", "{gap}/IM0007", "{taken}"], "which holds IM0007.nii.gz; give the name of the file to replace it"),
         (["--server", "ftp://x", "{volume}", "{out}.nii"], "must be grpc://host:port or http://host:port"),
         (["--server", "grpc://127.0.0.1:1", "{volume}", "{out}.nii"], "no such server answers there"),
     ],
@@ -408,7 +465,7 @@ def wrong_inputs(root: Path, hu_ZYX: np.ndarray) -> dict[str, Path]:
     for folder in folders.values():
         folder.mkdir()
     image = nib.Nifti1Image(hu_ZYX.T, np.eye(4))
-    for path in ("mixed/a.nii", "twins/a.nii", "twins/a.nii.gz", "taken/phantom_001.nii.gz"):
+    for path in ("mixed/a.nii", "twins/a.nii", "twins/a.nii.gz", "taken/phantom_001.nii.gz", "taken/IM0007.nii.gz"):
         nib.save(image, root / path)
     write_ct(root / "mixed/series", hu_ZYX[:1])
     cut = root / "cut.nii.gz"
@@ -430,7 +487,12 @@ def wrong_models(root: Path, model: Path) -> dict[str, Path]:
     (root / "half").mkdir()
     whole = (model / "model.pt").read_bytes()
     (root / "half/model.pt").write_bytes(whole[: len(whole) // 2])
-    return {name: root / name for name in (*texts, "half")}
+    (root / "bad_onnx").mkdir()
+    (root / "bad_onnx/model.onnx").write_bytes(b"no protobuf")
+    (root / "mute").mkdir()
+    mute = torch.jit.script(torch.nn.Identity())
+    torch.jit.save(mute, root / "mute/model.pt", _extra_files={METADATA: json.dumps({"regions": {}})})
+    return {name: root / name for name in (*texts, "half", "bad_onnx", "mute")}
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

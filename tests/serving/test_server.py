@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import http.server
 import itertools
 import json
 import random
@@ -187,8 +188,39 @@ def test_an_address_that_no_server_answers_at_is_one_line(server: Endpoints) -> 
     for address in (nowhere.http, nowhere.grpc, other_protocol.http):
         with pytest.raises(DistsegError, match="no such server answers there"):
             RemoteSegmenter(address, timeout_s=5)
-    with pytest.raises(DistsegError, match="grpc://host:port"):
-        RemoteSegmenter("localhost:8001")
+    for wrong in (
+        "localhost:8001",
+        "http://localhost:80a0",
+        "http://localhost:99999",
+        "http://http://x:1",
+        "grpc://:1",
+    ):
+        with pytest.raises(DistsegError, match="must be grpc://host:port"):
+            RemoteSegmenter(wrong)
+
+
+def test_a_web_server_is_not_taken_for_triton(tmp_path: Path) -> None:
+    class Everything(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"welcome")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Everything) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        with pytest.raises(DistsegError, match="no such server answers there"):
+            RemoteSegmenter(f"http://127.0.0.1:{web.server_port}")
+        web.shutdown()
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_busy_server_is_not_called_absent(server: Endpoints, protocol: str) -> None:
+    remote = RemoteSegmenter(getattr(server, protocol), timeout_s=0.2)
+    with pytest.raises(DistsegError, match=r"no answer within 0.2 s .* it may be busy"):
+        remote(slices(8, 1, 1024, 1024))
 
 
 def test_a_thousand_malformed_requests_are_refused_and_the_answers_stay(
