@@ -386,8 +386,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """
     values = read_yaml(path, "config file", "yaml_configs/") if path else {}
     for override in overrides:
-        key, _, text = override.partition("=")
-        _set_dotted(values, key, yaml.safe_load(text))
+        _set_dotted(values, *read_override(override))
     _check_keys(values, Config, "")
     _apply_preset(values)
     try:
@@ -396,6 +395,21 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DistsegError(f"config {key}: got {first['input']!r}; {first['msg']}; see --print-config") from None
+
+
+def read_override(override: str) -> tuple[str, Any]:
+    """Key and value of `key=value`.
+
+    Raises:
+        DistsegError: the value is not YAML.
+    """
+    key, _, text = override.partition("=")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise DistsegError(
+            f"override: got {override}; its value must be YAML; a bracket or quote may be open"
+        ) from None
 
 
 def save_config(config: Config, path: Path) -> None:

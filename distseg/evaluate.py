@@ -31,27 +31,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         compare(args.compare[0], args.compare[1], args.split)
         return 0
     run = args.run or args.savedir_base / args.exp_id
-    summary = tune_and_score(run, args)
+    is_masks = args.store is not None and run.is_dir() and not (run / "config.yaml").is_file()
+    summary = score_masks(run, args) if is_masks else tune_and_score(run, args)
     if int(os.environ.get("RANK", "0")) == 0:
         print_summary(run, args.split, summary)
         check(args.require, summary)
     return 0
 
 
-def tune_and_score(run: Path, args: argparse.Namespace) -> dict[str, Any]:
+def score_masks(masks: Path, args: argparse.Namespace) -> dict[str, Any]:
     from distseg.config import load_config
-    from distseg.training.evaluation import evaluate_masks, evaluate_run
+    from distseg.training.evaluation import evaluate_masks
+
+    options = {"--tune": args.tune, "--tta": args.tta, "--raw": args.raw, "--ensemble": args.ensemble}
+    if given := [name for name, value in options.items() if value]:
+        raise DistsegError(f"{given[0]}: got it for the masks in {masks}; it is for a trained run; leave it out")
+    config = load_config(args.config, args.overrides)
+    for requirement in args.require:
+        requirement.check_region(config.regions)
+    return evaluate_masks(masks, args.split, args.store, config)
+
+
+def tune_and_score(run: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from distseg.training.evaluation import evaluate_run
+    from distseg.training.run_folder import open_run
     from distseg.training.tuning import tune_run
 
     overrides = [*args.overrides, *(["evaluate.tta=true"] if args.tta else [])]
-    if args.store and not (run / "config.yaml").is_file() and run.is_dir():
-        return evaluate_masks(run, args.split, args.store, load_config(args.config, overrides))
     if wrong := [word for word in overrides if not word.startswith("evaluate.")]:
         raise DistsegError(
             f"override: got {wrong[0]}; a run is scored as it was trained, but for evaluate.*; leave it out"
         )
     if args.tune and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise DistsegError("--tune: got several ranks; it runs in one process; leave the launcher out")
+    if args.tune and args.ensemble:
+        raise DistsegError("--tune: got --ensemble; rules are chosen for one run; tune it first, by itself")
+    for requirement in args.require:
+        requirement.check_region(open_run(run, overrides)[1].regions)
     if args.tune:
         print_tuned(tune_run(run, args.store, overrides))
     return evaluate_run(run, args.split, args.store, overrides, args.ensemble, args.raw)
@@ -95,8 +111,13 @@ def compare(first: Path, second: Path, split: str) -> None:
             p = "" if one["p"] is None else f", Wilcoxon p {one['p']:.3g}"
             print(
                 f"  {region} {name}: {_shown(one['first'])} -> {_shown(one['second'])}, difference "
-                f"{_shown(one['difference'])}{_interval(one)}{p} (n = {one['n']})"
+                f"{_shown(one['difference'])}{_interval(one)}{p} (n = {one['n']}, {one['n_patients']} patients)"
             )
+            if one["n_only_first"] or one["n_only_second"]:
+                print(
+                    f"    left out: {one['n_only_first']} cases that only {first} has a score for, and {one['n_only_second']} "
+                    f"that only {second} has (a false alarm scores 0, an empty mask nothing)"
+                )
 
 
 def _shown(value: float | None, digits: int = 4) -> str:
@@ -135,6 +156,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     given = [bool(args.run), bool(args.savedir_base and args.exp_id), bool(args.compare)]
     if sum(given) != 1:
         parser.error("give RUN, --compare RUN_A RUN_B, or --savedir_base RUNS -ei NAME")
+    if args.compare and (
+        args.require or args.tune or args.tta or args.raw or args.ensemble or args.store or args.config
+    ):
+        parser.error("--compare reads two evaluations and takes --split alone")
     return args
 
 

@@ -75,14 +75,14 @@ def patient_bootstrap_ci(
     NaN cases are left out of each mean. (NaN, NaN) for fewer than two patients with a defined value: one patient says
     nothing about the next.
     """
-    sums, counts = [], []
-    for patient in sorted(set(patient_of_case)):
-        values = [v for v, p in zip(value_of_case, patient_of_case, strict=True) if p == patient and not math.isnan(v)]
-        if values:
-            sums.append(sum(values))
-            counts.append(len(values))
-    if len(sums) < 2:
+    values_of: dict[str, list[float]] = {}
+    for value, patient in zip(value_of_case, patient_of_case, strict=True):
+        if not math.isnan(value):
+            values_of.setdefault(patient, []).append(value)
+    if len(values_of) < 2:
         return math.nan, math.nan
+    of_patients = [values_of[patient] for patient in sorted(values_of)]
+    sums, counts = [sum(values) for values in of_patients], [len(values) for values in of_patients]
     drawn = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
     means = np.asarray(sums)[drawn].sum(axis=1) / np.asarray(counts)[drawn].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])

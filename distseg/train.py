@@ -91,6 +91,7 @@ def _train(
     from distseg.data.store import open_store
     from distseg.training.build import build_trainer
     from distseg.training.figures import draw_run
+    from distseg.training.inference import split_slices
     from distseg.training.ranks import on_main
 
     store = open_store(Path(config.data.store))
@@ -106,8 +107,12 @@ def _train(
         start = f"resumes after step {step}" if step else "starts from the beginning"
         no_checkpoint = " (--resume: no complete checkpoint there)" if resume and not step else ""
         print(f"{folder.root} {start}{no_checkpoint}: {trainer.describe()}", flush=True)
+        patients = {
+            split: sorted({case.patient for case in split_slices(config, store, split).cases})
+            for split in ("train", "val")
+        }
         world, precision = accelerator.num_processes, accelerator.mixed_precision
-        folder.begin(config, trainer.progress, world, precision, trainer.strategy.name)
+        folder.begin(config, trainer.progress, patients, world, precision, trainer.strategy.name)
 
     on_main(accelerator, begin)
     with named_rank(trainer):

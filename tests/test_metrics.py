@@ -25,11 +25,6 @@ def test_pixels_that_are_not_valid_count_nowhere() -> None:
     assert confusion_counts(~truth, truth, valid).tolist() == [[0, 0, 2, 0]]
 
 
-def test_the_studys_specificity_is_a_precision() -> None:
-    # 2PR/(P+R) of its 87.6 and 91.7 is its Dice.
-    assert pytest.approx(0.896, abs=5e-4) == 2 * 0.876 * 0.917 / (0.876 + 0.917)
-
-
 @pytest.mark.parametrize(("policy", "value"), [("exclude", math.nan), ("one", 1.0), ("zero", 0.0)])
 def test_empty_truth_and_prediction_score_as_the_policy_says(policy: str, value: float) -> None:
     scores = scores_from_counts((0, 0, 0, 9), policy)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from distseg.errors import DistsegError
 from distseg.files import write_json
 from distseg.report import write_report
 from distseg.reporting.charts import Axis, Dot, heat_map, scatter
+from distseg.reporting.evaluated import read_splits
 from distseg.reporting.page import UNDEFINED, label, shown
 from distseg.reporting.probabilities import best_threshold, calibration, threshold_scores
 from distseg.training.evaluation import evaluate_run
@@ -59,8 +60,25 @@ def test_every_number_of_the_summary_is_on_the_page(run: Path) -> None:
         summary = json.loads((run / f"eval/{split}/summary.json").read_text())
         for name, value in numbers(summary["regions"]):
             assert shown(value, name) in text, f"{split} {name} {value}"
-        for key in ("threshold", "bootstrap_resamples", "n_without_spacing", "n_patients"):
-            assert str(summary[key]) in text
+        for heading, key in (
+            ("Threshold", "threshold"),
+            ("Patient resamples behind intervals", "bootstrap_resamples"),
+            ("Volumes without spacing", "n_without_spacing"),
+        ):
+            assert f"{heading} {summary[key]}" in text
+        assert f"of {summary['n_patients']} patient" in text
+
+
+def test_scores_of_weights_that_are_no_longer_the_best_are_said_to_be(run: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(run, tmp_path / "old"))
+    assert "Scored before the end" not in text_of(run)
+    path = old / "eval/val/summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"model": {"step": "7"}}))
+    shutil.copytree(old / "eval/val", old / "eval/.partial-1234-val")  # as a kill leaves it
+    splits = [split.name for split in read_splits(old)]
+    write_report(old)
+    assert "scores are of the weights of step 7" in text_of(old) and splits == ["val", "test"]
 
 
 def test_every_patient_and_every_volume_has_a_row(run: Path) -> None:

@@ -150,8 +150,8 @@ class Split:
 
 def read_splits(run: Path) -> list[Split]:
     """Every evaluation of a run, validation first."""
-    folders = sorted((path.parent for path in run.glob("eval/*/summary.json")), key=lambda path: path.name)
-    return [_read_split(folder) for folder in sorted(folders, key=lambda path: path.name != "val")]
+    folders = [run / "eval" / split for split in ("val", "test")]
+    return [_read_split(folder) for folder in folders if (folder / "summary.json").is_file()]
 
 
 def calibration_chart(split: Split) -> Markup:
@@ -179,10 +179,11 @@ def threshold_chart(split: Split, region: str, colour: int) -> Markup:
     ]
     best = best_threshold(scores)
     at_used = min(scores, key=lambda one: abs(one.threshold - used))
-    note = f"Pooled Dice at {used:g}, the threshold in use: {shown(at_used.dice)}"
+    note = f"Pooled Dice of its own probability at {used:g}, the threshold in use: {shown(at_used.dice)}"
     if best is not None:
         note += f"; the highest, {shown(best.dice)}, at {best.threshold:g}"
-    note += ", before post-processing." if split.summary.get("postprocessing") else "."
+    note += ". Scores are of the label map, in which regions lie over each other"
+    note += ", after post-processing." if split.summary.get("postprocessing") else "."
     note += " A threshold is chosen on validation, never here." if split.name == "test" else ""
     marks = [Mark(used, f"in use {used:g}")]
     return line_chart(f"Thresholds, {region}", Axis("threshold", 0, 1), Axis("", 0, 1), lines, marks, note)

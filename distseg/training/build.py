@@ -18,7 +18,7 @@ from distseg.models.network import check_input_shape
 from distseg.models.norm import synchronise_batch_norm
 from distseg.training.checkpoint import Checkpoint, Progress, load_checkpoint, newest_checkpoint
 from distseg.training.ema import ExponentialMovingAverage
-from distseg.training.inference import split_slices
+from distseg.training.inference import check_labels, split_slices
 from distseg.training.interruption import Interruption
 from distseg.training.loop import Trainer
 from distseg.training.ranks import on_main
@@ -47,7 +47,7 @@ def build_trainer(
     Raises:
         DistsegError: the store's labels, fold or slices do not do for the configuration.
     """
-    _check_labels(config, store)
+    check_labels(config, store)
     train, val = (split_slices(config, store, split) for split in ("train", "val"))
     held = {name: train.holding(_label_names(store, labels)) for name, labels in config.regions.items()}
     if nowhere := [name for name, found in held.items() if not len(found)]:
@@ -104,15 +104,6 @@ def _newest(accelerator: Accelerator, folder: RunFolder, network: nn.Module) -> 
             f"earlier distseg; finish the run with that one, or start another with model.start_from={folder.root}"
         )
     return checkpoint
-
-
-def _check_labels(config: Config, store: Store) -> None:
-    known = set(store.labels.values())
-    for name, labels in config.regions.items():
-        if unknown := sorted(set(labels) - known):
-            raise DistsegError(
-                f"regions.{name}: got label {unknown[0]}; {store.root} has {dict(store.labels)}; choose from them"
-            )
 
 
 def _label_names(store: Store, labels: Sequence[int]) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ class Requirement:
     sign: str
     value: float
 
+    def check_region(self, regions: Collection[str]) -> None:
+        """Refuses a region that there is not."""
+        if self.path[0] not in regions:
+            raise DistsegError(f"--require: got {self.text}; the regions are {', '.join(regions)}; name one of them")
+
     def unmet(self, summary: dict[str, Any]) -> str | None:
         """What the score is where it does not do; None where it does. A score that is undefined does not.
 
@@ -38,6 +43,7 @@ class Requirement:
         Raises:
             DistsegError: no such region or score.
         """
+        self.check_region(summary["regions"])
         found: Any = summary["regions"]
         for depth, key in enumerate(self.path):
             if not isinstance(found, dict) or key not in found:
@@ -46,7 +52,7 @@ class Requirement:
                 raise DistsegError(f"--require: got {self.text}; {where} has {known}; name one of them")
             found = found[key]
         score = found["mean"] if isinstance(found, dict) and "mean" in found else found
-        if isinstance(score, dict):
+        if not isinstance(score, int | float | None):
             raise DistsegError(f"--require: got {self.text}; it must name a score, such as infection.dice")
         if score is not None and OPERATORS[self.sign](score, self.value):
             return None
@@ -75,7 +81,8 @@ def compare_runs(first: Path, second: Path, split: str) -> dict[str, Any]:
     Returns:
         n_cases, n_patients, and by region and score: `first` and `second` (means over the cases where both are defined),
         `difference`, `ci95` (patient bootstrap of the mean difference) and `p` (Wilcoxon's signed-rank test over the
-        patients' mean differences, two-sided); None where undefined.
+        patients' mean differences, two-sided); None where undefined. `n` cases and `n_patients` are behind them; `n_only_first`
+        and `n_only_second` cases are left out, for the score is undefined in the other run: it found nothing in a healthy case.
 
     Raises:
         DistsegError: a run that is not scored, or two that were not scored on the same cases and regions.
@@ -106,20 +113,29 @@ def _paired(
     tables: Sequence[dict[str, dict[str, str]]], patients: Sequence[str], column: str, resamples: int
 ) -> dict[str, Any]:
     first, second = ([float(tables[i][case][column] or "nan") for case in tables[0]] for i in (0, 1))
-    differences = [y - x for x, y in zip(first, second, strict=True)]
+    # As many digits as the tables have: binary noise would break Wilcoxon's ties.
+    differences = [round(y - x, 6) for x, y in zip(first, second, strict=True)]
     both = [not math.isnan(difference) for difference in differences]
+    only_first, only_second = (
+        sum(not math.isnan(x) and math.isnan(y) for x, y in zip(one, other, strict=True))
+        for one, other in ((first, second), (second, first))
+    )
     low, high = patient_bootstrap_ci(differences, patients, resamples)
     of_patients = [
         mean_defined([d for d, p in zip(differences, patients, strict=True) if p == patient])
         for patient in dict.fromkeys(patients)
     ]
+    of_patients = [difference for difference in of_patients if not math.isnan(difference)]
     return {
         "first": none_if_undefined(mean_defined([x for x, kept in zip(first, both, strict=True) if kept])),
         "second": none_if_undefined(mean_defined([y for y, kept in zip(second, both, strict=True) if kept])),
         "difference": none_if_undefined(mean_defined(differences)),
         "ci95": None if math.isnan(low) else [low, high],
-        "p": _wilcoxon_p([d for d in of_patients if not math.isnan(d)]),
+        "p": _wilcoxon_p(of_patients),
         "n": sum(both),
+        "n_patients": len(of_patients),
+        "n_only_first": only_first,
+        "n_only_second": only_second,
     }
 
 

@@ -20,10 +20,17 @@ from distseg.data.store import Case, Slices, Store, open_store
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, write_json
 from distseg.training.figures import draw_ranked_slices
-from distseg.training.inference import SegmentedCase, inference_device, read_masks, segment_cases, split_slices
-from distseg.training.postprocessing import read_rules, rules_as_dict
+from distseg.training.inference import (
+    SegmentedCase,
+    check_labels,
+    inference_device,
+    read_masks,
+    segment_cases,
+    split_slices,
+)
+from distseg.training.postprocessing import RULES, read_rules, rules_as_dict
 from distseg.training.ranks import connect_ranks, disconnect_ranks, on_main
-from distseg.training.run_folder import best_metadata, load_ensemble, open_run, write_csv
+from distseg.training.run_folder import RunFolder, best_metadata, load_ensemble, open_run, write_csv
 from distseg.training.scoring import (
     CaseScores,
     probabilities,
@@ -63,6 +70,10 @@ def evaluate_run(
     opened = open_store(store or Path(config.data.store))
     slices = split_slices(config, opened, split)
     rules = None if raw else read_rules(run)
+    if rules is not None and any(word.startswith("evaluate.threshold=") for word in overrides):
+        raise DistsegError(
+            f"override: got evaluate.threshold; {run / RULES} has the regions' own; leave it out, or give --raw"
+        )
     members = [(folder, config), *(open_run(other) for other in ensemble)]
     _check_unseen(members, opened, slices.cases, split)
 
@@ -95,6 +106,7 @@ def evaluate_masks(masks: Path, split: str, store: Path, config: Config) -> dict
         DistsegError: a case without a mask, or a mask that is not on its volume's grid.
     """
     opened = open_store(store)
+    check_labels(config, opened)
     slices = split_slices(config, opened, split)
     made_by: dict[str, Any] = {"model": None, "tta": False, "ensemble": [], "postprocessing": None}
     return _evaluate(
@@ -102,13 +114,17 @@ def evaluate_masks(masks: Path, split: str, store: Path, config: Config) -> dict
     )
 
 
-def _check_unseen(members: Sequence[tuple[Any, Config]], store: Store, cases: Sequence[Case], split: str) -> None:
-    for folder, config in members[1:]:
-        trained = {case.patient for case in split_slices(config, store, "train").cases}
-        if seen := sorted(trained & {case.patient for case in cases}):
+def _check_unseen(members: Sequence[tuple[RunFolder, Config]], store: Store, cases: Sequence[Case], split: str) -> None:
+    """Refuses runs that were trained on a patient, as they have noted it themselves: a store's folds may be dealt anew."""
+    for number, (folder, config) in enumerate(members):
+        if number == 0 and config.data.leaky_slice_split:
+            continue  # that is what it is for; the summary says so
+        trained = folder.patients("train") or {case.patient for case in split_slices(config, store, "train").cases}
+        if seen := sorted(set(trained) & {case.patient for case in cases}):
+            name, remedy = ("--ensemble", "use --split test") if number else ("run", "use the store it was trained on")
             raise DistsegError(
-                f"--ensemble: got {folder.root}, which was trained on {len(seen)} of the patients of split {split} ({seen[0]}); "
-                "its score would be no score; use --split test"
+                f"{name}: got {folder.root}, which was trained on {len(seen)} of the patients of split {split} ({seen[0]}); "
+                f"its score would be no score; {remedy}"
             )
 
 

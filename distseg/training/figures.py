@@ -143,7 +143,7 @@ def draw_overlays(
         axes.set_axis_off()
     for axes, overlay in zip(all_axes, overlays, strict=False):
         axes.imshow(overlay.hu_YX, cmap="gray", vmin=LUNG_WINDOW_HU[0], vmax=LUNG_WINDOW_HU[1])
-        axes.set_title(overlay.title, fontsize=8)
+        axes.set_title(overlay.title, fontsize=8, parse_math=False)  # a case may be called a$b$
         for label_YX, style in ((overlay.truth_YX, "dashed"), (overlay.mask_YX, "solid")):
             if label_YX is not None:
                 draw_outlines(axes, label_YX, style)

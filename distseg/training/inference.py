@@ -45,6 +45,16 @@ def inference_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def check_labels(config: Config, store: Store) -> None:
+    """Refuses regions of labels that the store has not."""
+    known = set(store.labels.values())
+    for name, labels in config.regions.items():
+        if unknown := sorted(set(labels) - known):
+            raise DistsegError(
+                f"regions.{name}: got label {unknown[0]}; {store.root} has {dict(store.labels)}; choose from them"
+            )
+
+
 def split_slices(config: Config, store: Store, split: str) -> Slices:
     """The slices that a run is trained or scored on."""
     leaky_seed = config.seed if config.data.leaky_slice_split else None

@@ -16,6 +16,7 @@ from scipy.ndimage import find_objects, label
 
 from distseg.errors import DistsegError
 from distseg.models.segmenter import write_order
+from distseg.training.run_folder import RunFolder, best_metadata
 
 RULES = "postprocessing.json"  # in a run's folder
 
@@ -75,16 +76,6 @@ def regions_by_width(regions: Mapping[str, Sequence[int]]) -> list[str]:
     return [names[index] for index, _ in write_order(regions)]
 
 
-def settled_masks(
-    rules: Mapping[str, RegionRule], probability_of_region: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The masks of some regions, whose rules are in the order of `regions_by_width`."""
-    masks: dict[str, np.ndarray] = {}
-    for name, rule in rules.items():
-        masks[name] = rule.mask(probability_of_region[name], masks[rule.inside] if rule.inside else None)
-    return masks
-
-
 def label_map(
     rules: Mapping[str, RegionRule], probability_RZYX: np.ndarray, regions: Mapping[str, Sequence[int]]
 ) -> np.ndarray:
@@ -95,9 +86,10 @@ def label_map(
         probability_RZYX: in the order of `regions`.
         regions: region -> its labels.
     """
-    names = list(regions)
-    in_order = {name: rules[name] for name in regions_by_width(regions)}
-    masks = settled_masks(in_order, dict(zip(names, probability_RZYX, strict=True)))
+    names, masks = list(regions), dict[str, np.ndarray]()
+    for name in regions_by_width(regions):
+        outer = rules[name].inside
+        masks[name] = rules[name].mask(probability_RZYX[names.index(name)], masks[outer] if outer else None)
     labels_ZYX = np.zeros(probability_RZYX.shape[1:], np.uint8)
     for index, written in write_order(regions):
         labels_ZYX[masks[names[index]]] = written
@@ -113,15 +105,23 @@ def read_rules(run: Path) -> dict[str, RegionRule] | None:
     """The rules that were chosen for a run; None where none were.
 
     Raises:
-        DistsegError: a damaged file.
+        DistsegError: a damaged file, or one of weights that are no longer the best.
     """
     path = run / RULES
     if not path.is_file():
         return None
     try:
-        return pydantic.TypeAdapter(dict[str, RegionRule]).validate_python(json.loads(path.read_text())["rules"])
+        found = json.loads(path.read_text())
+        rules = pydantic.TypeAdapter(dict[str, RegionRule]).validate_python(found["rules"])
+        chosen_for = found.get("model")
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise DistsegError(
             f"post-processing: got {path}, damaged ({reason}); run `distseg evaluate --tune` again"
         ) from None
+    if chosen_for is not None and chosen_for != best_metadata(RunFolder(run)):
+        raise DistsegError(
+            f"post-processing: got {path}, chosen for the weights of step {chosen_for.get('step')}; training has found better ones "
+            "since; run `distseg evaluate --tune` again, or remove the file"
+        )
+    return rules

@@ -1,6 +1,6 @@
 """The folder of a run: what it was told, what it saw, what it measured.
 
-run/  config.yaml  environment.json  run_id  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors
+run/  config.yaml  environment.json  patients.json  run_id  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors
       figures/  samples/rank<r>.jsonl  tensorboard/  eval/<split>/  report.html  profile/trace.json
       lock (while it trains)  stacks/rank<r>.txt (of a hang)  preempted.json (a signal stopped it)
 """
@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,9 @@ FREE_ON_RESUME = ("train.epochs", "train.max_steps", "train.log_every_steps", "t
 
 # What the members of an ensemble must agree in: they are given the same image.
 SAME_IN_ENSEMBLE = ("data.windows_hu", "data.neighbours", "data.image_size", "data.fit", "regions.")
+
+
+PATIENTS = "patients.json"  # of a run's splits
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ class RunFolder:
     @property
     def preempted(self) -> Path:
         return self.root / "preempted.json"
+
+    def patients(self, split: str) -> list[str]:
+        """That the run was trained on (train) or validated on (val); none before it has begun."""
+        path = self.root / PATIENTS
+        return json.loads(path.read_text())[split] if path.is_file() else []
 
     def samples(self, rank: int) -> Path:
         return self.root / "samples" / f"rank{rank}.jsonl"
@@ -131,8 +139,27 @@ class RunFolder:
         path = self.root / "run_id"
         return path.read_text().strip() if path.exists() else ""
 
-    def begin(self, config: Config, progress: Progress, world_size: int, precision: str, strategy: str) -> None:
-        """Writes what the run is, and drops what was logged after `progress` so that no line is repeated or lost."""
+    def begin(
+        self,
+        config: Config,
+        progress: Progress,
+        patients: Mapping[str, Sequence[str]],
+        world_size: int,
+        precision: str,
+        strategy: str,
+    ) -> None:
+        """Writes what the run is, and drops what was logged after `progress` so that no line is repeated or lost.
+
+        Raises:
+            DistsegError: it began with other patients.
+        """
+        path = self.root / PATIENTS
+        if path.is_file() and json.loads(path.read_text()) != patients:
+            raise DistsegError(
+                f"data.store: got {config.data.store}, whose patients are no longer dealt as in {path}; a resumed run keeps "
+                "those it began with; prepare the store as it was, or start a new run"
+            )
+        write_json(path, patients)
         if not self.run_id():
             write_text(self.root / "run_id", uuid.uuid4().hex + "\n")
         write_json(self.root / "environment.json", describe_environment(world_size, precision, strategy))
@@ -225,7 +252,8 @@ def open_run(root: Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Conf
     folder = RunFolder(root)
     if not folder.config.is_file():
         raise DistsegError(
-            f"run: got {root} without config.yaml; it must be a run folder; see output_dir of its config"
+            f"run: got {root} without config.yaml; it must be a run folder; see output_dir of its config (to score a folder of "
+            "masks, give its --store)"
         )
     if not folder.best_weights.is_file():
         raise DistsegError(f"run: got {root} without best/weights.safetensors; train it for at least one epoch first")

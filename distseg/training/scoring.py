@@ -41,6 +41,8 @@ class CaseScores:
     """tp, fp, fn, tn of each slice and region, pixels"""
     distances: Mapping[str, Scores]
     """region -> SURFACE_SCORES"""
+    is_measured: bool
+    """whether it has them: its slices are a whole volume with a spacing"""
     voxel_ml: float
     """NaN without a spacing"""
     bins_R2K: np.ndarray | None
@@ -63,7 +65,9 @@ def score_case(segmented: SegmentedCase, regions: Mapping[str, Sequence[int]]) -
         bins_R2K = np.stack([_histogram(p_ZYX[valid], t_ZYX.numpy()[valid]) for p_ZYX, t_ZYX in of_regions])
     voxel_ml = math.prod(case.spacing_mm) / 1000 if case.spacing_mm else math.nan
     counts_ZR4 = _counts(predicted_ZRYX, truth_ZRYX, valid_ZYX)
-    return CaseScores(case.id, case.patient, segmented.z, counts_ZR4, distances, voxel_ml, bins_R2K)
+    return CaseScores(
+        case.id, case.patient, segmented.z, counts_ZR4, distances, spacing_mm is not None, voxel_ml, bins_R2K
+    )
 
 
 def pooled_dice(segmented: Iterable[SegmentedCase], regions: Mapping[str, Sequence[int]]) -> dict[str, float | None]:
@@ -99,7 +103,7 @@ def scores_of_case(scored: CaseScores, index: int, region: str, empty: EmptyPoli
     counts = scored.counts_ZR4[:, index].sum(axis=0)
     tp, fp, fn, _ = (int(n) for n in counts)
     distances = dict(scored.distances[region])
-    if tp + fp + fn == 0 and empty != "exclude":
+    if tp + fp + fn == 0 and empty != "exclude" and scored.is_measured:
         alike = {"one": 1.0, "zero": 0.0}[empty]
         distances |= {name: alike for name in distances if name.startswith("nsd")}
     truth_ml, predicted_ml = (tp + fn) * scored.voxel_ml, (tp + fp) * scored.voxel_ml

@@ -1,7 +1,6 @@
 """Chooses each region's post-processing on the validation cases of a run, and on nothing else."""
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from distseg.data.store import open_store
 from distseg.files import write_json
 from distseg.metrics import mean_defined, none_if_undefined, scores_from_counts
 from distseg.training.inference import Rules, SegmentedCase, inference_device, segment_cases, split_slices
-from distseg.training.postprocessing import RULES, RegionRule, regions_by_width, rules_as_dict, settled_masks
-from distseg.training.run_folder import load_best, open_run
+from distseg.training.postprocessing import RULES, RegionRule, label_map, regions_by_width, rules_as_dict
+from distseg.training.run_folder import best_metadata, load_best, open_run
 
 # (threshold, seed threshold): plain ones, and hysteresis around the usual one.
 THRESHOLDS = ((0.3, None), (0.4, None), (0.5, None), (0.6, None), (0.7, None), (0.3, 0.6), (0.5, 0.7), (0.5, 0.9))
@@ -26,7 +25,9 @@ LEAST_GAIN = 0.001  # of Dice; less is not worth another rule
 def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Writes RUN/postprocessing.json: for each region the rule with the highest mean Dice over the validation cases.
 
-    Regions are settled one after the other, wide ones first, so that narrower ones may lie inside what was settled.
+    Regions are settled one after the other, wide ones first, so that narrower ones may lie inside what was settled. What counts is
+    the label map, into which narrower regions are written over wider ones. Where all rules together are no better than
+    plain thresholds, those are kept.
 
     Args:
         run: folder of the run.
@@ -34,48 +35,62 @@ def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()
         overrides: `evaluate.key=value` over the run's config.
 
     Returns:
-        What is in the file: the rules, and each region's Dice without and with its rule.
+        What is in the file: the rules, and each region's Dice without and with them, as `distseg evaluate` scores it.
     """
     folder, config = open_run(run, overrides)
     opened, device = open_store(store or Path(config.data.store)), inference_device()
     slices = split_slices(config, opened, "val")
     segmenter = load_best(folder, config)[1].to(device)
-    rules: dict[str, RegionRule] = {}
-    dice: dict[str, dict[str, float | None]] = {}
-    for region in regions_by_width(config.regions):
-        plain = RegionRule(config.evaluate.threshold)
-        candidates = [plain, *(rule for rule in _candidates(list(rules)) if rule != plain)]
+
+    def mean_dice(candidates: Sequence[Rules], regions: Sequence[str], what: str) -> np.ndarray:
+        """Of each candidate and region, [K, R], over the cases."""
         segmented = segment_cases(segmenter, opened, slices, config, device)
-        seen = tqdm(segmented, f"tune {region}", total=len(slices.cases), unit="volume")
-        dice_CK = np.array([_dice_of_rules(case, config, region, candidates, rules) for case in seen])
-        means_K = [mean_defined(of_rule.tolist()) for of_rule in dice_CK.T]
-        best = max(range(len(candidates)), key=lambda k: -math.inf if math.isnan(means_K[k]) else means_K[k])
-        chosen = best if means_K[best] >= means_K[0] + LEAST_GAIN else 0
-        rules[region] = candidates[chosen]
-        dice[region] = {"plain": none_if_undefined(means_K[0]), "chosen": none_if_undefined(means_K[chosen])}
+        seen = tqdm(segmented, f"tune {what}", total=len(slices.cases), unit="volume")
+        dice_CKR = np.array([[_dice(case, rules, config, regions) for rules in candidates] for case in seen])
+        return np.array(
+            [[mean_defined(of_cases) for of_cases in of_rules.T.tolist()] for of_rules in dice_CKR.swapaxes(0, 1)]
+        )
+
+    by_width = regions_by_width(config.regions)
+    plain = {region: RegionRule(config.evaluate.threshold) for region in by_width}
+    rules = dict(plain)
+    for index, region in enumerate(by_width):
+        others = [rule for rule in _candidates(by_width[:index]) if rule != plain[region]]
+        candidates = [rules | {region: rule} for rule in (plain[region], *others)]
+        means_K = mean_dice(candidates, [region], region)[:, 0]
+        best = int(np.nanargmax(means_K)) if np.isfinite(means_K).any() else 0
+        if means_K[best] >= means_K[0] + LEAST_GAIN:
+            rules = candidates[best]
+    dice_2R = mean_dice([plain, rules], by_width, "all")
+    before, after = (mean_defined(of_regions.tolist()) for of_regions in dice_2R)
+    if not after >= before:
+        rules, dice_2R = plain, dice_2R[[0, 0]]
     found = {
         "split": "val",
         "fold": config.data.fold,
         "n_cases": len(slices.cases),
-        "dice": dice,
+        "model": best_metadata(folder),
+        "dice": {
+            region: {"plain": none_if_undefined(before), "chosen": none_if_undefined(after)}
+            for region, (before, after) in zip(by_width, dice_2R.T.tolist(), strict=True)
+        },
         "rules": rules_as_dict(rules),
     }
     write_json(run / RULES, found)
     return found
 
 
-def _dice_of_rules(
-    segmented: SegmentedCase, config: Config, region: str, candidates: Sequence[RegionRule], settled: Rules
-) -> list[float]:
-    """Dice of a case under each candidate; NaN where it is undefined."""
+def _dice(segmented: SegmentedCase, rules: Rules, config: Config, regions: Sequence[str]) -> list[float]:
+    """Of some regions of a case, as `distseg evaluate` scores it; NaN where it is undefined."""
     assert segmented.probability_RZYX is not None
-    of_region = dict(zip(config.regions, segmented.probability_RZYX, strict=True))
-    outer = settled_masks(settled, of_region)
-    truth_ZYX = np.isin(segmented.truth_ZYX, config.regions[region])
+    labels_ZYX = label_map(rules, segmented.probability_RZYX, config.regions)
     valid_ZYX = segmented.truth_ZYX != IGNORED_LABEL
     scores = []
-    for rule in candidates:
-        mask_ZYX = rule.mask(of_region[region], outer[rule.inside] if rule.inside else None) & valid_ZYX
+    for region in regions:
+        mask_ZYX, truth_ZYX = (
+            np.isin(map_ZYX, config.regions[region]) for map_ZYX in (labels_ZYX, segmented.truth_ZYX)
+        )
+        mask_ZYX &= valid_ZYX
         tp, predicted, true = ((mask_ZYX & truth_ZYX).sum(), mask_ZYX.sum(), truth_ZYX.sum())
         counts = (tp, predicted - tp, true - tp, 0)
         scores.append(scores_from_counts(counts, config.evaluate.empty_masks)["dice"])

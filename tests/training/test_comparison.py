@@ -55,6 +55,21 @@ def test_a_run_equals_itself_and_undefined_cases_are_left_out_of_both(tmp_path: 
     assert dice["n"] == 6 and dice["first"] == pytest.approx(sum(FIRST[1:]) / 6)
 
 
+def test_false_alarms_that_one_of_them_makes_are_counted(tmp_path: Path) -> None:
+    """A healthy case that is left empty has no Dice, so a false alarm there, which scores 0, is in no pair."""
+    runs = evaluation(tmp_path / "one", ("", "", *FIRST[2:])), evaluation(tmp_path / "two", (0.0, "", *FIRST[2:]))
+    dice = compare_runs(*runs, "val")["regions"]["infection"]["dice"]
+    assert (dice["n"], dice["n_only_first"], dice["n_only_second"]) == (5, 0, 1) and dice["n_patients"] == 5
+
+
+def test_ties_are_ties_whatever_their_last_bit(tmp_path: Path) -> None:
+    first, second = (0.1, 0.1, 0.7, 0.4, 0.6, 0.8, 0.3), (0.2, 0.2, 0.8, 0.5, 0.7, 0.7, 0.2)
+    dice = compare_runs(evaluation(tmp_path / "one", first), evaluation(tmp_path / "two", second), "val")
+    assert dice["regions"]["infection"]["dice"]["p"] == pytest.approx(
+        wilcoxon([1, 1, 1, 1, -1, -1], zero_method="zsplit").pvalue
+    )
+
+
 @pytest.mark.parametrize(
     ("dice", "settings", "message"),
     [
@@ -83,10 +98,13 @@ def test_a_requirement_holds_or_says_by_how_much_it_does_not(tmp_path: Path) -> 
         assert parse_requirement(text).unmet(summary) is None
     assert parse_requirement("infection.dice>=0.70").unmet(summary) == "infection.dice is 0.6000, required >= 0.7"
     assert parse_requirement("infection.hd95_mm<=9").unmet(summary) == "infection.hd95_mm is undefined, required <= 9"
-    with pytest.raises(DistsegError, match=r"the summary has infection; name one of them"):
+    with pytest.raises(DistsegError, match=r"the regions are infection; name one of them"):
         parse_requirement("lesion.dice>=0.7").unmet(summary)
     with pytest.raises(DistsegError, match="must name a score"):
         parse_requirement("infection.pooled>=0.7").unmet(summary)
+    summary["regions"]["infection"]["dice"]["ci95"] = [0.5, 0.7]
+    with pytest.raises(DistsegError, match="must name a score"):
+        parse_requirement("infection.dice.ci95>=0.7").unmet(summary)
     for text in ("infection>=0.7", "infection.dice=0.7", "infection.dice>=high"):
         with pytest.raises(ValueError, match="must be region.score>=value"):
             parse_requirement(text)

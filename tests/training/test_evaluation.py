@@ -14,9 +14,11 @@ import torch
 from distseg.config import load_config
 from distseg.data.store import open_store
 from distseg.errors import DistsegError
+from distseg.files import write_json
 from distseg.models.segmenter import write_order
 from distseg.serving.artefact import ExportOptions, export_run
 from distseg.training.evaluation import evaluate_run
+from distseg.training.run_folder import PATIENTS
 
 Run = Callable[..., Any]
 CPU = torch.device("cpu")
@@ -25,9 +27,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run_of_two_cases(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, said to have been validated on a fold of two cases."""
-    run = Path(
-        shutil.copytree(small_run, tmp_path_factory.mktemp("two") / "run", ignore=shutil.ignore_patterns("eval"))
-    )
+    left_out = shutil.ignore_patterns("eval", PATIENTS)
+    run = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("two") / "run", ignore=left_out))
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("fold: 0", "fold: 1"))
     return run
 
@@ -71,8 +72,14 @@ def test_post_processing_is_chosen_on_validation_and_used_from_then_on(
     done = run_command("distseg", "evaluate", run, "--tune", "--split", "test")
     chosen = json.loads((run / "postprocessing.json").read_text())
     assert chosen["split"] == "val" and "tuned on 1 validation cases, lung" in done.stdout
-    for dice in chosen["dice"].values():
-        assert dice["plain"] is None or dice["chosen"] >= dice["plain"]
+    # What is told is what is scored, of the label map: regions lie over each other there.
+    scored = {"plain": evaluate_run(run, "val", raw=True), "chosen": evaluate_run(run, "val")}
+    for region, dice in chosen["dice"].items():
+        for which, value in dice.items():
+            assert value == pytest.approx(scored[which]["regions"][region]["dice"]["mean"])
+    assert sum(dice["chosen"] for dice in chosen["dice"].values()) > sum(d["plain"] for d in chosen["dice"].values())
+    with pytest.raises(DistsegError, match="postprocessing.json has the regions' own; leave it out, or give --raw"):
+        evaluate_run(run, "val", overrides=["evaluate.threshold=0.9"])
     summary = json.loads((run / "eval/test/summary.json").read_text())
     assert summary["postprocessing"] == chosen["rules"] and raw["postprocessing"] is None
     assert evaluate_run(run, "test", raw=True)["regions"] == raw["regions"]
@@ -83,6 +90,10 @@ def test_post_processing_is_chosen_on_validation_and_used_from_then_on(
     assert summary["regions"]["lung"]["predicted_ml"]["mean"] == pytest.approx(
         (mask > 0).sum() * np.prod(nib.load(volume).header.get_zooms()) / 1000, rel=1e-5
     )
+
+
+def store_patients(store: Path, split: str, fold: int) -> list[str]:
+    return sorted({case.patient for case in open_store(store).cases_of(split, fold)})
 
 
 def test_an_ensemble_is_scored_on_patients_that_no_member_has_seen(
@@ -96,9 +107,14 @@ def test_an_ensemble_is_scored_on_patients_that_no_member_has_seen(
     )
     other = Path(shutil.copytree(small_run, tmp_path / "other"))
     config = (other / "config.yaml").read_text()
-    (other / "config.yaml").write_text(config.replace("fold: 0", "fold: 1"))
-    with pytest.raises(DistsegError, match="was trained on 1 of the patients of split val"):
+    write_json(other / PATIENTS, {split: store_patients(store, split, fold=1) for split in ("train", "val")})
+    with pytest.raises(DistsegError, match="--ensemble: .* was trained on 1 of the patients of split val"):
         evaluate_run(small_run, "val", ensemble=[other])
+    # A store whose folds were dealt anew since: what is held out now was trained on.
+    with pytest.raises(
+        DistsegError, match="run: .* was trained on 1 of the patients .* use the store it was trained on"
+    ):
+        evaluate_run(other, "val")
     (other / "config.yaml").write_text(config.replace("image_size: 64", "image_size: 96"))
     with pytest.raises(DistsegError, match="data.image_size 96; .* has 64; members must see the same images"):
         evaluate_run(small_run, "test", ensemble=[other])
@@ -128,6 +144,17 @@ def test_regions_write_the_label_of_their_own() -> None:
         (["evaluate", "{run}", "data.fold=1"], 1, "override: got data.fold=1; a run is scored as it was trained"),
         (["evaluate", "{run}", "--require", "dice>0.7"], 2, "must be region.score>=value"),
         (["evaluate", "--compare", "{run}", "/nowhere"], 1, "/nowhere, which is not scored on split val"),
+        (["evaluate", "--compare", "{run}", "{run}", "--require", "lung.dice>0.7"], 2, "takes --split alone"),
+        (["evaluate", "{run}", "--require", "lungs.dice>0.7"], 1, "the regions are lung, infection; name one of them"),
+        (
+            ["evaluate", "{run}", "evaluate.tta_scales=[1.0"],
+            1,
+            "its value must be YAML; a bracket or quote may be open",
+        ),
+        (["evaluate", "{run}", "--tune", "--ensemble", "{run}"], 1, "rules are chosen for one run"),
+        (["evaluate", "{phantom}", "--store", "{store}", "--raw"], 1, "it is for a trained run; leave it out"),
+        (["evaluate", "{phantom}", "--store", "{store}", "regions={bone: [9]}"], 1, "regions.bone: got label 9"),
+        (["evaluate", "{phantom}"], 1, "to score a folder of masks, give its --store"),
         (["export", "{run}", "{store}"], 1, "which holds something else"),
         (["train", "--config", "/nowhere.yaml"], 1, "config file: got /nowhere.yaml; no such file"),
         (["train", "train.epcohs=1"], 1, "did you mean train.epochs?"),

@@ -103,6 +103,10 @@ def test_the_policy_for_empty_masks_is_the_same_for_overlaps_and_surfaces(policy
     assert (row["infection_dice"], row["infection_nsd_2mm"], row["infection_hd95_mm"]) == (dice, nsd, "")
     (row,) = rows_of_slices(config, scored)
     assert row["infection_dice"] == dice and row["z"] == 0
+    nowhere = segmented("a1", "a", nothing, nothing)
+    nowhere = dataclasses.replace(nowhere, case=dataclasses.replace(nowhere.case, spacing_mm=None))
+    (row,) = rows_of_cases(config, [score_case(nowhere, REGIONS)])
+    assert (row["infection_dice"], row["infection_nsd_2mm"]) == (dice, "")  # no surface without a spacing
 
 
 def test_pixels_of_label_255_count_nowhere() -> None:

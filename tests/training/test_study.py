@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ import torch
 import yaml
 
 from distseg.errors import DistsegError
+from distseg.files import locked
 from distseg.training.run_folder import read_rows
 from distseg.training.study import executors
 from distseg.training.study.executors import array_of, gpu_slots
+from distseg.training.study.figures import draw_costs
 from distseg.training.study.plan import changed_keys, load_study
 from distseg.training.study.study import alone, begin, run_study
-from distseg.training.study.task import MARK, last_error, task_of
+from distseg.training.study.task import MARK, State, do_task, last_error, task_of, write_config
 from tests.conftest import ROOT, SMALL, wait_until
 from tests.data.test_cluster import scheduler, worker
 
@@ -134,6 +137,33 @@ def test_another_process_on_the_same_folder_is_refused(study: tuple[Path, str]) 
     loaded = load_study(study[0])
     with alone(loaded), pytest.raises(DistsegError, match=f"which process {os.getpid()} on .* works on; wait"):
         run_study(loaded)
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(study: tuple[Path, str]) -> None:
+    loaded = load_study(study[0])
+    task = task_of(loaded, loaded.runs[0])
+    before = task.read_state()
+    with locked(task.log.with_suffix(".lock"), "process 7 on another node"):
+        outcome = do_task(task)
+    assert outcome.error == "process 7 on another node works on it; wait for that one" and task.read_state() == before
+
+
+def test_a_run_that_is_scored_has_its_cost(
+    study: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill after the last score leaves nothing open: the run would not be taken up again."""
+    loaded = load_study(study[0])
+    task = dataclasses.replace(task_of(loaded, loaded.runs[0]), root=tmp_path)
+    write_config(task, loaded.runs[0])
+    task.run.mkdir(parents=True)
+    (task.run / "config.yaml").touch()
+    task.write_state(State(task.fingerprint, trained=True))
+    killed = unittest.mock.Mock(side_effect=DistsegError("killed"))
+    monkeypatch.setattr("distseg.training.study.task._finish", killed)
+    assert do_task(task).error == "killed" and killed.call_args.args[-1] == "scoring val"
+    assert (task.read_state().gmacs or 0) > 0.01
+    draw_costs(loaded.runs, {"lung": {}}, {}, tmp_path / "cost.png", "val")  # of runs whose cost is not known
+    assert (tmp_path / "cost.png").is_file()
 
 
 def stand_in(folder: Path, name: str, script: str) -> None:

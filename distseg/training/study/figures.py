@@ -139,6 +139,8 @@ def draw_costs(
 
 def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic axis with plain numbers at 1, 2, 5 x 10^n: the default labels none between 20 and 80."""
+    if not values:
+        return
     low, high = min(values) / 1.3, max(values) * 1.3
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [tick for n in exponents for tick in (10.0**n, 2 * 10.0**n, 5 * 10.0**n) if low <= tick <= high]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
-from distseg.config import Config, ModelConfig, flat, load_config, read_yaml
+from distseg.config import Config, ModelConfig, flat, load_config, read_override, read_yaml
 from distseg.errors import DistsegError
 
 DECODERS: tuple[str, ...] = typing.get_args(typing.get_type_hints(ModelConfig)["decoder"])
@@ -188,14 +188,14 @@ def _sorted_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
     own, training = {}, []
     sections = [f.name for f in dataclasses.fields(Config)]
     for override in overrides:
-        key, _, text = override.partition("=")
+        key = override.partition("=")[0]
         if key.partition(".")[0] in sections and key not in GRID_KEYS:
             training.append(override)
         else:
             _require(
                 key not in GRID_KEYS or key == "output_dir", "override", key, "the study sets it; use its own keys"
             )
-            own[key] = yaml.safe_load(text)
+            own[key] = read_override(override)[1]
     _check_keys(own, list(flat(Config().to_dict())))
     return own, training
 

@@ -27,7 +27,7 @@ import torch
 import distseg
 from distseg.config import config_as_yaml, load_config
 from distseg.errors import DistsegError
-from distseg.files import write_json, write_text
+from distseg.files import locked, write_json, write_text
 from distseg.models.table import pair_cost
 from distseg.training.study.plan import Run, Study
 
@@ -175,9 +175,17 @@ def do_task(task: Task, gpus: str | None = None, children: Children | None = Non
         gpus: for CUDA_VISIBLE_DEVICES; None: as the environment says.
         children: to stop it by.
     """
+    lock = task.log.with_suffix(".lock")
+    try:
+        with locked(lock, _here(gpus)):
+            return _do_task(task, gpus, children or Children())
+    except BlockingIOError:
+        return Outcome(task.name, f"{lock.read_text() or 'another process'} works on it; wait for that one", 0.0)
+
+
+def _do_task(task: Task, gpus: str | None, children: Children) -> Outcome:
     start = time.monotonic()
-    children = children or Children()
-    stop_orphans(task)
+    stop_orphans(task)  # they are nobody's: who works on the run holds its lock
     state = dataclasses.replace(task.read_state(), begun=_here(gpus), error=None)
     task.write_state(state)
     env = _environment(task, gpus)
@@ -187,17 +195,17 @@ def do_task(task: Task, gpus: str | None = None, children: Children | None = Non
             _finish(task, children, words, env, "training")
             state = dataclasses.replace(state, trained=True, scored=[])
             task.write_state(state)
+        if state.gmacs is None:  # before the last split is scored: with it the run is done
+            config = load_config(task.config)
+            with contextlib.suppress(DistsegError):  # scored all the same where it cannot be measured
+                cost = pair_cost(config.model, config.data.channels, config.data.image_size)
+                state = dataclasses.replace(state, parameters_m=cost.parameters_m, gmacs=cost.gmacs)
+                task.write_state(state)
         for split in (split for split in task.splits if split not in state.scored):
             words = [sys.executable, "-m", "distseg", "evaluate", str(task.run), "--split", split]
             _finish(task, children, words, env, f"scoring {split}")
             state = dataclasses.replace(state, scored=[*state.scored, split])
             task.write_state(state)
-        if state.gmacs is None:
-            config = load_config(task.config)
-            with contextlib.suppress(DistsegError):  # scored all the same where it cannot be measured
-                cost = pair_cost(config.model, config.data.channels, config.data.image_size)
-                state = dataclasses.replace(state, parameters_m=cost.parameters_m, gmacs=cost.gmacs)
-        task.write_state(state)
     except (DistsegError, OSError) as error:
         if not children.signum:
             state = dataclasses.replace(state, error=str(error))
