@@ -288,15 +288,19 @@ def warm_up(ways: Mapping[str, Way], inputs: Mapping[int, Tensor]) -> dict[str, 
 def measure(
     ways: Mapping[str, Way], inputs: Mapping[int, Tensor], seconds: float
 ) -> dict[tuple[str, int], list[float]]:
-    """Seconds of each call, by way and batch; equally many slices of each batch, the ways in turns."""
-    found = defaultdict(list)
+    """Seconds of each call, by way and batch; equally many slices of each batch, the ways in turns of any order.
+
+    In the same order each time, what follows a slow way pays for the memory that it took.
+    """
+    found, random = defaultdict(list), np.random.default_rng(0)
     end = time.perf_counter() + seconds
     while not found or time.perf_counter() < end:
         for batch in BATCHES:
-            for _, (name, way) in itertools.product(range(BATCHES[-1] // batch), ways.items()):
-                start = time.perf_counter()
-                way(inputs[batch])
-                found[name, batch].append(time.perf_counter() - start)
+            for _ in range(BATCHES[-1] // batch):
+                for name in random.permutation(list(ways)).tolist():
+                    start = time.perf_counter()
+                    ways[name](inputs[batch])
+                    found[name, batch].append(time.perf_counter() - start)
     return found
 
 
