@@ -150,12 +150,13 @@ def test_a_region_without_a_dice_does_not_count_as_kept(
     weights: str,
     because: str,
     small_run: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    config = open_run(small_run)[1]
     found = iter([dict(zip(("lung", "infection"), dice, strict=True)) for dice in (before, after)])
     monkeypatch.setattr(artefact, "dice_of_samples", lambda *_: next(found))
-    precision = export_run(small_run, tmp_path / "model")["precision"]
+    whole, samples = load_best(*open_run(small_run))[1], read_samples(config)
+    _, precision = artefact._in_chosen_precision(whole, FORMATS["torchscript"], ExportOptions(), samples, config)
     assert precision["weights"] == weights and because in precision.get("because", "")
 
 
