@@ -18,6 +18,7 @@ GEOMETRY = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
+NOT_MM = {1: "metres", 3: "micrometres"}  # codes of xyzt_units; besides 2, mm, some writers leave anything there
 DEFLATE_RATIO = 1032  # no gzip file unpacks to more than this many times its size
 
 
@@ -93,10 +94,7 @@ def _open(path: Path) -> nib.Nifti1Image:
     if len(shape) != 3 or 0 in shape:
         raise DistsegError(f"volume {path}: got shape {shape}; it must be three-dimensional and not empty")
     check_voxel_count(path, shape)
-    if (unit := image.header.get_xyzt_units()[0]) not in (
-        "mm",
-        "unknown",
-    ):  # millilitres would be wrong a billion times
+    if unit := NOT_MM.get(int(image.header["xyzt_units"]) & 7):  # millilitres would be wrong a billion times
         raise DistsegError(f"volume {path}: got voxel sizes in {unit}; CT's are in mm; mend the header (xyzt_units)")
     claimed = int(np.prod(shape, dtype=np.int64)) * image.get_data_dtype().itemsize
     if claimed > path.stat().st_size * (DEFLATE_RATIO if path.name.endswith(".gz") else 1):

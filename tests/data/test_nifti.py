@@ -96,7 +96,7 @@ def test_values_and_shapes_that_are_no_ct_are_refused(tmp_path: Path) -> None:
     metres = nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4) / 1000)
     metres.header.set_xyzt_units("meter")
     nib.save(metres, tmp_path / "metres.nii")
-    with pytest.raises(DistsegError, match="got voxel sizes in meter"):
+    with pytest.raises(DistsegError, match="got voxel sizes in metres"):
         read_nifti(tmp_path / "metres.nii")
     flat = write(tmp_path / "flat.nii", np.zeros((2, 2), np.int16), np.eye(4))
     with pytest.raises(DistsegError, match="must be three-dimensional"):
