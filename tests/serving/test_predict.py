@@ -34,6 +34,7 @@ from distseg.serving.standalone import METADATA
 from distseg.training.evaluation import evaluate_run
 from distseg.training.inference import segment_volume
 from distseg.training.postprocessing import RULES, RegionRule, label_map, read_rules, rules_as_dict
+from distseg.training.run_folder import read_rows
 from tests.data.test_dicom import blank
 
 CPU = torch.device("cpu")
@@ -260,13 +261,13 @@ def test_a_kill_leaves_whole_files_and_the_same_command_goes_on(model: Path, pha
     out, done = tmp_path / "out", tmp_path / "out" / "predictions.jsonl"
     words = [sys.executable, "-m", "distseg.predict", model, tmp_path / "in", out, "--overlay"]
     process = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL)
-    while not (done.is_file() and done.read_text().count("\n") >= 2):
+    while not (done.is_file() and done.read_text().count('"row"') >= 2):
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
-    whole = [json.loads(line)["volume"] for line in done.read_text().splitlines()]
+    whole = [line["volume"] for line in read_rows(done) if line["files"]]
     assert 2 <= len(whole) < 6
     for name in before:
         assert values(out / name).shape == nib.load(phantom / VOLUME).shape
