@@ -66,8 +66,9 @@ def tune_and_score(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         raise DistsegError("--tune: got several ranks; it runs in one process; leave the launcher out")
     if args.tune and args.ensemble:
         raise DistsegError("--tune: got --ensemble; rules are chosen for one run; tune it first, by itself")
+    regions = open_run(run, overrides)[1].regions
     for requirement in args.require:
-        requirement.check_region(open_run(run, overrides)[1].regions)
+        requirement.check_region(regions)
     if args.tune:
         print_tuned(tune_run(run, args.store, overrides))
     return evaluate_run(run, args.split, args.store, overrides, args.ensemble, args.raw)

@@ -46,7 +46,7 @@ def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()
         """Of each candidate and region, [K, R], over the cases."""
         segmented = segment_cases(segmenter, opened, slices, config, device)
         seen = tqdm(segmented, f"tune {what}", total=len(slices.cases), unit="volume")
-        dice_CKR = np.array([[_dice(case, rules, config, regions) for rules in candidates] for case in seen])
+        dice_CKR = np.array([_dice(case, candidates, config, regions) for case in seen])
         return np.array(
             [[mean_defined(of_cases) for of_cases in of_rules.T.tolist()] for of_rules in dice_CKR.swapaxes(0, 1)]
         )
@@ -80,21 +80,20 @@ def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()
     return found
 
 
-def _dice(segmented: SegmentedCase, rules: Rules, config: Config, regions: Sequence[str]) -> list[float]:
-    """Of some regions of a case, as `distseg evaluate` scores it; NaN where it is undefined."""
+def _dice(segmented: SegmentedCase, candidates: Sequence[Rules], config: Config, regions: Sequence[str]) -> np.ndarray:
+    """Of some regions of a case under each candidate, [K, R], as `distseg evaluate` scores it; NaN where it is undefined."""
     assert segmented.probability_RZYX is not None
-    labels_ZYX = label_map(rules, segmented.probability_RZYX, config.regions)
     valid_ZYX = segmented.truth_ZYX != IGNORED_LABEL
-    scores = []
-    for region in regions:
-        mask_ZYX, truth_ZYX = (
-            np.isin(map_ZYX, config.regions[region]) for map_ZYX in (labels_ZYX, segmented.truth_ZYX)
-        )
-        mask_ZYX &= valid_ZYX
-        tp, predicted, true = ((mask_ZYX & truth_ZYX).sum(), mask_ZYX.sum(), truth_ZYX.sum())
-        counts = (tp, predicted - tp, true - tp, 0)
-        scores.append(scores_from_counts(counts, config.evaluate.empty_masks)["dice"])
-    return scores
+    truths = [np.isin(segmented.truth_ZYX, config.regions[region]) for region in regions]
+    dice_KR = np.empty((len(candidates), len(regions)))
+    for k, rules in enumerate(candidates):
+        labels_ZYX = label_map(rules, segmented.probability_RZYX, config.regions)
+        for r, (region, truth_ZYX) in enumerate(zip(regions, truths, strict=True)):
+            mask_ZYX = np.isin(labels_ZYX, config.regions[region]) & valid_ZYX
+            tp, predicted, true = ((mask_ZYX & truth_ZYX).sum(), mask_ZYX.sum(), truth_ZYX.sum())
+            counts = (tp, predicted - tp, true - tp, 0)
+            dice_KR[k, r] = scores_from_counts(counts, config.evaluate.empty_masks)["dice"]
+    return dice_KR
 
 
 def _candidates(wider: list[str]) -> Iterator[RegionRule]:
