@@ -47,7 +47,7 @@ from distseg.training.run_folder import load_best, open_run
 BATCHES = (1, 4, 8)
 EAGER, DEFAULT = "eager, float32", "exported, default"
 GRPC, GRPC_MASKS = "Triton, gRPC", "Triton, gRPC, masks alone"
-FRESH_ROUNDS = 3  # of C++ and Python
+FRESH_ROUNDS = 15  # of C++ and Python
 TARGETS = {
     "exported default / eager, batch 8": ">= 1.9",
     "Triton gRPC / in process, batch 8": ">= 0.95",
@@ -112,7 +112,8 @@ def main() -> int:
         differences = warm_up(ways, inputs)
         seconds = measure(ways, inputs, args.seconds)
         print_table_of_ways(bench, seconds, differences)
-        cpp = measure_cpp(args.cpp, bench, 8 if args.quick else 32)
+        n_slices, rounds = (8, 1) if args.quick else (32, FRESH_ROUNDS)
+        cpp = measure_cpp(args.cpp, bench, n_slices, rounds)
     if cpp:
         print_table(["in a fresh process", "slices/s"], [[name, statistics.median(cpp[name])] for name in cpp])
     print(NOTES)
@@ -292,7 +293,8 @@ def measure(
 
     In the same order each time, what follows a slow way pays for the memory that it took.
     """
-    found, random = defaultdict(list), np.random.default_rng(0)
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    random = np.random.default_rng(0)
     end = time.perf_counter() + seconds
     while not found or time.perf_counter() < end:
         for batch in BATCHES:
@@ -304,22 +306,28 @@ def measure(
     return found
 
 
-def measure_cpp(program: Path, bench: Bench, n_slices: int) -> dict[str, list[float]]:
-    """Slices/s of C++ and Python, turn by turn; empty where the program is not built."""
-    found: dict[str, list[float]] = {}
+def measure_cpp(program: Path, bench: Bench, n_slices: int, rounds: int) -> dict[str, list[float]]:
+    """Slices/s of C++ and Python in turns of any order, each time in a fresh process; empty where the program is not built."""
+    found: dict[str, list[float]] = defaultdict(list)
     if not program.is_file():
         return found
     model, volume, threads = bench.folder(DEFAULT) / "model.pt", bench.work / "volume.npy", torch.get_num_threads()
     np.save(volume, random_slices(bench, n_slices)[:, 0].numpy())
     words = [program, model, volume, bench.work / "mask.npy", "--batch", BATCHES[-1], "--threads", threads]
     words += ["--device", bench.device.type]
-    for _ in range(FRESH_ROUNDS):
+
+    def cpp() -> float:
         said = subprocess.run([*map(str, words)], check=True, capture_output=True, text=True).stdout
-        found.setdefault("C++", []).append(n_slices / float(re.findall(r"segmented in (\S+) s", said)[0]))
+        return float(re.findall(r"segmented in (\S+) s", said)[0])
+
+    def python() -> float:
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-            found.setdefault("Python", []).append(
-                n_slices / fresh.submit(segment_once, model, volume, threads).result()
-            )
+            return fresh.submit(segment_once, model, volume, threads).result()
+
+    ways, random = {"C++": cpp, "Python": python}, np.random.default_rng(0)
+    for _ in range(rounds):
+        for name in random.permutation(list(ways)).tolist():
+            found[name].append(n_slices / ways[name]())
     return found
 
 
