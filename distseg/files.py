@@ -9,11 +9,22 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from distseg.errors import DistsegError
+
+
+class InUse(DistsegError):
+    """Another process holds the lock."""
+
+    def __init__(self, subject: str, holder: str) -> None:
+        self.holder = holder or "another process"
+        super().__init__(f"{subject}, which {self.holder} works on; wait for it to end, or choose another")
 
 
 @contextlib.contextmanager
@@ -48,19 +59,27 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(lock: Path, holder: str = "") -> Iterator[None]:
+def locked(lock: Path, subject: str, holder: str = "") -> Iterator[None]:
     """Holds a lock file, which says who holds it, goes with the process that does and is removed at the end.
 
+    Args:
+        lock: the file.
+        subject: how the line begins that refuses another process: what, and the value it got.
+        holder: who holds it; "": this process.
+
     Raises:
-        BlockingIOError: another process holds it.
+        InUse: another process holds it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file.fileno()).st_nlink == 0:
-            raise BlockingIOError("its holder removed it between our open and our lock")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(subject, lock.read_text()) from None
+        if os.fstat(file.fileno()).st_nlink == 0:  # its holder removed it between our open and our lock
+            raise InUse(subject, "")
         file.truncate(0)
-        file.write(holder)
+        file.write(holder or f"process {os.getpid()} on {platform.node()}")
         file.flush()
         try:
             yield
@@ -78,6 +97,12 @@ def remove_if_empty(folder: Path) -> None:
     """Removes a folder that holds nothing; any other stays."""
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed writers of a folder left beside it; for whoever holds the lock on it."""
+    for leftover in path.parent.glob(f".partial-*-{path.name}"):
+        shutil.rmtree(leftover)
 
 
 def replace_folder(new: Path, path: Path) -> None:

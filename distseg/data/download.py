@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from distseg import __version__
 from distseg.errors import DistsegError
-from distseg.files import folder_written_aside, is_free, locked, sha256_of
+from distseg.files import folder_written_aside, is_free, locked, remove_leftovers, sha256_of
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,18 @@ def download_record(name: str, out: Path, base: str = ZENODO, pause_s: float = 1
         raise DistsegError(f"record: got {name!r}; known are {', '.join(RECORDS)}; choose one of them")
     record = RECORDS[name]
     try:
-        with locked(out / ".lock"):
+        with locked(out / ".lock", f"output: got {out}"):
             missing = [file for file in record.sha256 if is_free(out / Path(file).stem)]
             listing = _listing(base, record, pause_s) if missing else {}
             for file in missing:
                 folder, archive = out / Path(file).stem, out / f".download-{file}"
-                for left in out.glob(f".partial-*-{folder.name}"):  # by a run that was killed while it unpacked
-                    shutil.rmtree(left)
+                remove_leftovers(folder)
                 size = listing.get(file, {}).get("size")
                 # Not the API's links: those know no ranges (zenodo/zenodo#2593).
                 _fetch(f"{base}/records/{record.number}/files/{file}", archive, size, pause_s)
                 _check(archive, file, record.sha256[file], listing.get(file, {}))
                 _unpack(archive, folder)
                 archive.unlink()
-    except BlockingIOError:
-        raise DistsegError(
-            f"output: got {out}, which another `distseg download` is filling; wait for it to end"
-        ) from None
     except OSError as error:  # those of the network have become lines of their own
         raise DistsegError(
             f"output {out}: got {error.strerror or error}; what came is kept; make room, or choose a folder that can be "

@@ -85,7 +85,7 @@ def prepare_store(
     if not (root / "store.json").is_file() and not is_free(root):
         raise DistsegError(f"store: got {root}, which holds something else; give a new folder or a store")
     root = root.resolve()
-    with _alone(root):
+    with locked(root.with_name(f".lock-{root.name}"), f"store: got {root}"):
         in_place = (root / "store.json").is_file()
         building = root if in_place else root.with_name(f".preparing-{root.name}")
         with _executor(cluster, min(workers, len(source.cases))) as executor:
@@ -252,15 +252,3 @@ def _remove_unnamed(root: Path, cases: Sequence[Case]) -> None:
     for folder in (root / "slices").glob("*/*"):
         if folder not in named:
             shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Lets one `prepare` at a time write a store."""
-    try:
-        with locked(root.with_name(f".lock-{root.name}")):
-            yield
-    except BlockingIOError:
-        raise DistsegError(
-            f"store: got {root}, which another `distseg prepare` is writing; wait for it to end"
-        ) from None

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +67,7 @@ class Predictor:
                 for task, read in _read_ahead(work.tasks, self.options.intensity):
                     self._predict_volume(task, read, "1/1")
             else:
-                with _alone(work.folder):
+                with locked(work.folder / ".predict.lock", f"output: got {work.folder}"):
                     self._predict_folder(work.folder, work.tasks)
 
     def _predict_folder(self, folder: Path, tasks: Sequence[Task]) -> None:
@@ -231,15 +230,4 @@ def _output(work: Work) -> Iterator[None]:
         where = work.folder or work.tasks[0].mask
         raise DistsegError(
             f"output: got {where}, which cannot be written ({error.strerror or error}); make room, or choose another"
-        ) from None
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    try:
-        with locked(folder / ".predict.lock", f"process {os.getpid()}"):
-            yield
-    except BlockingIOError:
-        raise DistsegError(
-            f"output: got {folder}, which another predict writes to; wait for it, or choose another"
         ) from None

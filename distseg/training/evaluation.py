@@ -18,7 +18,7 @@ from distseg.config import Config
 from distseg.data.nifti import write_labels
 from distseg.data.store import Case, Slices, Store, open_store
 from distseg.errors import DistsegError
-from distseg.files import folder_written_aside, write_json
+from distseg.files import folder_written_aside, locked, remove_leftovers, write_json
 from distseg.training.figures import draw_ranked_slices
 from distseg.training.inference import (
     SegmentedCase,
@@ -143,7 +143,7 @@ def _evaluate(
     clean = False
     try:
         with contextlib.ExitStack() as held:
-            aside = Path(on_main(ranks, lambda: str(held.enter_context(folder_written_aside(out)))))
+            aside = Path(on_main(ranks, lambda: str(_begin(out, held))))
             own = slices.of_cases(range(ranks.process_index, len(slices.cases), ranks.num_processes))
             scored = _gathered(lambda: _score(segmented(own), own, config, aside, split, ranks.is_main_process))
             summary = {
@@ -159,6 +159,13 @@ def _evaluate(
     finally:
         disconnect_ranks(clean)
     return summary
+
+
+def _begin(out: Path, held: contextlib.ExitStack) -> Path:
+    """The folder to fill, which no other process does at the same time."""
+    held.enter_context(locked(out.with_name(f".lock-{out.name}"), f"evaluation: got {out}"))
+    remove_leftovers(out)
+    return held.enter_context(folder_written_aside(out))
 
 
 def _score(

@@ -118,16 +118,10 @@ class RunFolder:
         Raises:
             DistsegError: another one does.
         """
-        lock = self.root / "lock"
         with contextlib.ExitStack() as held:
             held.callback(remove_if_empty, self.root)  # a start that was refused leaves nothing
             try:
-                held.enter_context(locked(lock, f"process {os.getpid()} on {platform.node()}"))
-            except BlockingIOError:
-                raise DistsegError(
-                    f"output_dir: got {self.root}, which {lock.read_text() or 'another process'} trains into; a run belongs "
-                    "to one job; stop that one, or choose another output_dir"
-                ) from None
+                held.enter_context(locked(self.root / "lock", f"output_dir: got {self.root}"))
             except OSError as error:
                 raise DistsegError(
                     f"output_dir: got {self.root}; it must be a folder that can be written ({error.strerror}); choose another"

@@ -99,7 +99,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_store_as_it_was(source: Path
 def test_a_second_prepare_of_the_same_store_is_refused_while_one_runs(source: Path, tmp_path: Path) -> None:
     with (tmp_path / ".lock-store").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(DistsegError, match="another `distseg prepare` is writing"):
+        with pytest.raises(DistsegError, match="store: got .*store, which another process works on; wait"):
             prepare(source, tmp_path / "store")
     prepare(source, tmp_path / "store")
     assert not list(tmp_path.glob(".lock-*"))

@@ -365,9 +365,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 def test_a_folder_belongs_to_one_predict(
     model: Path, volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with locked(tmp_path / "out/.predict.lock"):
+    with locked(tmp_path / "out/.predict.lock", "", "process 7 on another node"):
         assert predict(model, volumes, tmp_path / "out") == 1
-    assert "which another predict writes to" in capsys.readouterr().err
+    assert (
+        "out, which process 7 on another node works on; wait for it to end, or choose another"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.serve

@@ -14,7 +14,7 @@ import torch
 from distseg.config import load_config
 from distseg.data.store import open_store
 from distseg.errors import DistsegError
-from distseg.files import write_json
+from distseg.files import locked, write_json
 from distseg.models.segmenter import write_order
 from distseg.serving.artefact import ExportOptions, export_run
 from distseg.training.evaluation import evaluate_run
@@ -129,6 +129,19 @@ def test_a_requirement_decides_the_exit_status_and_two_runs_are_compared(small_r
     assert "lung dice: " in out and "difference 0.0000" in out
 
 
+def test_an_evaluation_is_one_process_s_and_removes_what_a_killed_one_left(run_of_two_cases: Path) -> None:
+    out = run_of_two_cases / "eval/val"
+    (out.parent / ".partial-0-val/masks").mkdir(parents=True)
+    with (
+        locked(out.with_name(".lock-val"), "", "process 7 on another node"),
+        pytest.raises(DistsegError, match="evaluation: got .*val, which process 7 on another node works on; wait"),
+    ):
+        evaluate_run(run_of_two_cases, "val")
+    assert (out.parent / ".partial-0-val").is_dir()
+    evaluate_run(run_of_two_cases, "val")
+    assert [path.name for path in out.parent.iterdir()] == ["val"]
+
+
 def test_regions_write_the_label_of_their_own() -> None:
     assert write_order({"infection": (2,), "lung": (1, 2)}) == [(1, 1), (0, 2)]
     assert write_order({"lung": (1, 2, 3), "infection": (2, 3), "consolidation": (3,)}) == [(0, 1), (1, 2), (2, 3)]
@@ -143,7 +156,7 @@ def test_regions_write_the_label_of_their_own() -> None:
         (["evaluate"], 2, "give RUN"),
         (["evaluate", "{run}", "data.fold=1"], 1, "override: got data.fold=1; a run is scored as it was trained"),
         (["evaluate", "{run}", "--require", "dice>0.7"], 2, "must be region.score>=value"),
-        (["evaluate", "--compare", "{run}", "/nowhere"], 1, "/nowhere, which is not scored on split val"),
+        (["evaluate", "--compare", "/nowhere", "{run}"], 1, "/nowhere, which is not scored on split val"),
         (["evaluate", "--compare", "{run}", "{run}", "--require", "lung.dice>0.7"], 2, "takes --split alone"),
         (["evaluate", "{run}", "--require", "lungs.dice>0.7"], 1, "the regions are lung, infection; name one of them"),
         (

@@ -143,7 +143,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(study: tuple[Path, st
     loaded = load_study(study[0])
     task = task_of(loaded, loaded.runs[0])
     before = task.read_state()
-    with locked(task.log.with_suffix(".lock"), "process 7 on another node"):
+    with locked(task.log.with_suffix(".lock"), "", "process 7 on another node"):
         outcome = do_task(task)
     assert outcome.error == "process 7 on another node works on it; wait for that one" and task.read_state() == before
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
-import platform
 import signal
 import threading
 import time
@@ -97,15 +95,8 @@ def check_store(study: Study) -> None:
 @contextlib.contextmanager
 def alone(study: Study) -> Iterator[None]:
     """Lets one process at a time work on a study's folder."""
-    lock = study.root / "lock"
-    try:
-        with locked(lock, f"process {os.getpid()} on {platform.node()}"):
-            yield
-    except BlockingIOError:
-        raise DistsegError(
-            f"study output_dir: got {study.root}, which {lock.read_text() or 'another process'} works on; wait for it, or "
-            "choose another"
-        ) from None
+    with locked(study.root / "lock", f"study output_dir: got {study.root}"):
+        yield
 
 
 def begin(study: Study) -> None:

@@ -27,7 +27,7 @@ import torch
 import distseg
 from distseg.config import config_as_yaml, load_config
 from distseg.errors import DistsegError
-from distseg.files import locked, write_json, write_text
+from distseg.files import InUse, locked, write_json, write_text
 from distseg.models.table import pair_cost
 from distseg.training.study.plan import Run, Study
 
@@ -175,12 +175,11 @@ def do_task(task: Task, gpus: str | None = None, children: Children | None = Non
         gpus: for CUDA_VISIBLE_DEVICES; None: as the environment says.
         children: to stop it by.
     """
-    lock = task.log.with_suffix(".lock")
     try:
-        with locked(lock, _here(gpus)):
+        with locked(task.log.with_suffix(".lock"), f"run: got {task.name}", _here(gpus)):
             return _do_task(task, gpus, children or Children())
-    except BlockingIOError:
-        return Outcome(task.name, f"{lock.read_text() or 'another process'} works on it; wait for that one", 0.0)
+    except InUse as error:
+        return Outcome(task.name, f"{error.holder} works on it; wait for that one", 0.0)
 
 
 def _do_task(task: Task, gpus: str | None, children: Children) -> Outcome:
