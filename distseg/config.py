@@ -5,7 +5,6 @@ World size, ZeRO stage and precision are not here: they belong to the launch (se
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,16 @@ from distseg.errors import DistsegError
 IGNORED_LABEL = 255  # pixels of this label count in no loss and in no metric
 MAX_LABEL = 62  # of a region, which kernels read as a 64-bit mask over labels
 AIR_HU = -1024.0  # what lies outside a slice
+# Keys that change how fast a run goes on and what it writes, not what comes out; those that end in a dot, whole sections.
+PACE_KEYS = ("train.log_every_steps", "train.timeout_s", "train.trackers", "train.profile", "checkpoint.",
+             "data.num_threads", "data.cache_dir", "data.log_samples")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     preset: Literal["none", "study", "strong"] = "study"
-    """where values come from that are not given: nothing, the study's flip and affine, or all that is below"""
+    """where values come from that are not given: nothing, the study's flip and affine, or all that is below; behind a command
+    it replaces all that a file says of data.augment"""
     flip_probability: float = 0.5
     """left-right flip"""
     affine_probability: float = 0.7
@@ -175,7 +178,7 @@ class ModelConfig:
     compile: bool = False
     """torch.compile"""
     start_from: str | None = None
-    """run whose best weights training starts from; a head of another shape starts afresh"""
+    """run whose best weights training starts from; a head of other regions starts afresh"""
     norm: Literal["sync_batch", "batch"] = "sync_batch"
     """batch statistics of the global batch (N ranks equal one), or of each rank alone"""
 
@@ -252,7 +255,10 @@ class OptimConfig:
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "must be in [0, 1)")
         _require(self.encoder_lr_factor >= 0, "optim.encoder_lr_factor", self.encoder_lr_factor, "must be 0 or more")
         _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "must be in (0, 1]")
-        decay = self.ema_decay
+        clip, decay = self.max_grad_norm, self.ema_decay
+        _require(clip is None or clip > 0, "optim.max_grad_norm", clip, "must be above 0, or null for no clipping")
+        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
+        _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must be 0 or more")
         _require(decay is None or 0 < decay < 1, "optim.ema_decay", decay, "must be in (0, 1)")
         frozen = self.frozen_encoder_epochs
         _require(frozen >= 0, "optim.frozen_encoder_epochs", frozen, "must be 0 or more")
@@ -275,7 +281,7 @@ class TrainConfig:
     patience: int | None = None
     """early stopping: validations in a row without a better mean Dice that end the run; None: it never ends early"""
     max_skipped_steps: int = 10
-    """steps in a row that may be skipped because a gradient is not finite, before the run stops"""
+    """so many steps in a row, skipped because a gradient is not finite, end the run"""
     timeout_s: float = 600.0
     """a rank that waits so long for another ends the job; shortly before, each writes its stack to RUN/stacks/"""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
@@ -373,10 +379,6 @@ class Config:
         """Plain dicts, lists and numbers, as YAML and JSON can hold them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def digest(self) -> str:
-        """SHA-256 of the resolved configuration, in hexadecimal."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
-
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Reads YAML (None: the defaults), then applies `section.key=value` overrides in order.
@@ -385,8 +387,11 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         DistsegError: the file is missing or is not a YAML mapping, a key is unknown, a value is of the wrong type or range.
     """
     values = read_yaml(path, "config file", "yaml_configs/") if path else {}
-    for override in overrides:
-        _set_dotted(values, *read_override(override))
+    changes = [read_override(override) for override in overrides]
+    if any(key == "data.augment.preset" for key, _ in changes) and isinstance(values.get("data"), dict):
+        values["data"].pop("augment", None)  # a written configuration has every value: none would be left to the preset
+    for key, value in changes:
+        _set_dotted(values, key, value)
     _check_keys(values, Config, "")
     _apply_preset(values)
     try:
@@ -410,11 +415,6 @@ def read_override(override: str) -> tuple[str, Any]:
         raise DistsegError(
             f"override: got {override}; its value must be YAML; a bracket or quote may be open"
         ) from None
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Writes the resolved configuration as YAML that `load_config` reads back to an equal one."""
-    path.write_text(config_as_yaml(config))
 
 
 def config_as_yaml(config: Config) -> str:
@@ -450,6 +450,17 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
+
+
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a configuration (`Config.to_dict`) says, by dotted keys; of regions their order too, which is the logits'."""
+    return flat(config) | {"regions": list(config["regions"])}
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Where two mappings of dotted keys differ: key -> (value here, value there), None where it is not."""
+    keys = dict.fromkeys((*one, *other))
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:

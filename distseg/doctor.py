@@ -19,11 +19,10 @@ from typing import Any
 
 from distseg import __version__
 from distseg.errors import DistsegError, one_line_errors
-from distseg.packages import installed_version
+from distseg.packages import DALI_BUILDS, installed_version
 
 GIB = 2**30
 SMALL_SHM = GIB  # what containers have without --shm-size is 64 MiB
-DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # both fill one folder
 INCLUDES = ("/usr/include", "/usr/include/nifti", "/usr/local/include", "/usr/local/include/nifti")
 CPP_HEADERS = ("nifti2_io.h", "nlohmann/json.hpp")  # see export/cpp/CMakeLists.txt
 
@@ -122,7 +121,7 @@ def check_gpus(torch: Any) -> list[Finding]:
 
 
 def check_dali(torch: Any) -> Finding:
-    builds = {name: version for name in DALI if (version := installed_version(name))}
+    builds = {name: version for name in DALI_BUILDS if (version := installed_version(name))}
     if len(builds) > 1:
         return Finding(
             "dali", f"{' and '.join(builds)} in one folder", f"pip uninstall {' '.join(builds)}; pip install -e ."
@@ -155,7 +154,7 @@ def check_deepspeed() -> Finding:
         return Finding(
             "deepspeed",
             f"{found.text}, without {' and '.join(missing)}",
-            f"apt-get install g++ ninja-build {found.remedy}",
+            "; ".join(filter(None, ("apt-get install g++ ninja-build", found.remedy))),
         )
     return Finding("deepspeed", f"{found.text}, g++ and ninja to build with", found.remedy)
 

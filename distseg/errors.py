@@ -36,7 +36,7 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
     """Makes a command's `main` report what a user can mend as one line on stderr.
 
     Exit status: 0 success, 1 failure, 128 + n stopped by signal n; argparse exits with 2 on wrong use. Programming errors keep
-    their traceback. In a job of many ranks, what all of them find wrong is printed by rank 0 alone.
+    their traceback. In a job of many ranks, what all of them find wrong is printed once on each node: one may lack what others have.
     """
 
     @functools.wraps(main)
@@ -44,7 +44,7 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
         try:
             return main(argv)
         except (DistsegError, OSError) as error:
-            if isinstance(error, RankError) or int(os.environ.get("RANK", "0")) == 0:
+            if isinstance(error, RankError) or int(os.environ.get("LOCAL_RANK", "0")) == 0:
                 kind = "" if isinstance(error, Stopped) else "error: "
                 # Another rank's progress bar may stand in the terminal's line.
                 before = "\n" if isinstance(error, RankError) and sys.stderr.isatty() else ""

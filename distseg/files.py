@@ -75,7 +75,8 @@ def locked(lock: Path, subject: str, holder: str = "") -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InUse(subject, lock.read_text()) from None
+            file.seek(0)
+            raise InUse(subject, file.read()) from None
         if os.fstat(file.fileno()).st_nlink == 0:  # its holder removed it between our open and our lock
             raise InUse(subject, "")
         file.truncate(0)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from distseg.data.prepare import FoldRule, prepare_store
 
     if args.holdout:
-        rule = FoldRule(round(1 / args.holdout), args.test_patients, args.seed, "holdout")
+        rule = FoldRule(2, args.test_patients, args.seed, holdout=args.holdout)
     elif args.folds == OFFICIAL_FOLDS:
         rule = FoldRule(method=OFFICIAL_FOLDS)
     else:
@@ -90,7 +90,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     folds.add_argument(
         "--folds", type=_folds, default=5, help=f"validation folds of patients (default 5), or {OFFICIAL_FOLDS}: the benchmark's own"
     )  # fmt: skip
-    folds.add_argument("--holdout", type=float, metavar="SHARE", help="one fold, with this share of the patients")
+    folds.add_argument(
+        "--holdout",
+        type=float,
+        metavar="SHARE",
+        help="one fold, with this share of the patients (of those not in test)",
+    )
     parser.add_argument("--test-patients", type=int, default=0, help="patients that no fold sees (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default 0)")
     parser.add_argument(
@@ -108,8 +113,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("give SRC and STORE, or --check STORE")
     if args.holdout is not None and not 0 < args.holdout <= 0.5:
         parser.error(f"--holdout: got {args.holdout}; must be above 0 and at most 0.5")
-    if args.test_patients < 0:
-        parser.error(f"--test-patients: got {args.test_patients}; must be 0 or more")
+    for option, value in (("--test-patients", args.test_patients), ("--seed", args.seed)):
+        if value < 0:
+            parser.error(f"{option}: got {value}; must be 0 or more")
     return args
 
 

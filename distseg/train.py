@@ -92,12 +92,11 @@ def _train(
     from distseg.training.build import build_trainer
     from distseg.training.figures import draw_run
     from distseg.training.inference import split_slices
-    from distseg.training.ranks import on_main
+    from distseg.training.ranks import on_all, on_main
 
     store = open_store(Path(config.data.store))
     if config.data.cache_dir is not None:
-        with accelerator.local_main_process_first():
-            store = _staged(store, config)
+        store = on_all(accelerator, lambda: _staged(store, config))[accelerator.process_index]
     trainer = build_trainer(
         config, accelerator, folder, store, interruption=interruption, sharing=sharing, resume=resume
     )

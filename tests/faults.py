@@ -22,7 +22,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from distseg.training.run_folder import read_rows
+from distseg.tables import read_rows
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = [

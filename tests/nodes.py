@@ -20,7 +20,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from distseg.training.run_folder import read_rows
+from distseg.tables import read_rows
 from tests.conftest import ROOT, SMALL, wait_until
 
 STEPS, TIMEOUT_S = 40, 10

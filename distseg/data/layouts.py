@@ -99,7 +99,7 @@ def patient_of(case_id: str) -> str:
 
 
 def _zenodo(src: Path, _: Mapping[str, int]) -> Source:
-    images = {nifti_stem(path): path for path in sorted((src / ZENODO_IMAGES).iterdir()) if is_nifti(path)}
+    images = _niftis(src / ZENODO_IMAGES)
     if not images:
         raise DistsegError(
             f"source: got {src / ZENODO_IMAGES} without a .nii or .nii.gz file; at least one volume is needed"
@@ -110,13 +110,30 @@ def _zenodo(src: Path, _: Mapping[str, int]) -> Source:
         raise DistsegError(f"source: got {src} without masks; it must hold {needed}, or {', '.join(ZENODO_JOINT)}")
     masks: dict[str, list[MaskSource]] = {case_id: [] for case_id in images}
     for name, label_of_value in folders.items():
-        files = {nifti_stem(path): path for path in (src / name).iterdir() if is_nifti(path)}
+        files = _niftis(src / name)
         _check_pairs(src / name, images, files)
         for case_id, path in files.items():
             masks[case_id].append(MaskSource((path,), label_of_value, {}))
     labels = {name: LABELS[name] for name in ("background", "lung", "infection")}
     cases = (CaseSource(i, patient_of(i), (path,), tuple(masks[i])) for i, path in images.items())
     return Source(src, "zenodo", labels, tuple(cases))
+
+
+def _niftis(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder by case."""
+    named = _by_case((nifti_stem(path), (path,)) for path in sorted(folder.iterdir()) if is_nifti(path))
+    return {case_id: files[0] for case_id, files in named.items()}
+
+
+def _by_case(volumes: Iterable[tuple[str, tuple[Path, ...]]]) -> dict[str, tuple[Path, ...]]:
+    """Files of each case; refuses two volumes of one name (x.nii beside x.nii.gz), of which one would be lost."""
+    cases: dict[str, tuple[Path, ...]] = {}
+    for case_id, files in volumes:
+        if (other := cases.setdefault(case_id, files)) is not files:
+            raise DistsegError(
+                f"case: got {case_id} twice ({other[0]} and {files[0]}); ids are unique; rename one, or move it away"
+            )
+    return cases
 
 
 # MedSeg / SIRM: single slices of many patients, stacked in one NIfTI file
@@ -183,19 +200,19 @@ def _paired(src: Path, labels: Mapping[str, int]) -> Source:
 
 def _cases_in(folder: Path) -> dict[str, tuple[Path, ...]]:
     """The files of each case of a folder: one file, the PNG slices in the order of their numbers, or a DICOM series."""
-    cases: dict[str, list[Path]] = {}
+    volumes: list[tuple[str, tuple[Path, ...]]] = []
+    slices: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            files = _files_of_folder(path)
-            if files:
-                cases[path.name] = list(files)
+            volumes.append((path.name, _files_of_folder(path)))
         elif is_nifti(path):
-            cases[nifti_stem(path)] = [path]
+            volumes.append((nifti_stem(path), (path,)))
         elif is_png(path):
-            cases.setdefault(re.sub(r"_\d+$", "", path.stem), []).append(path)
+            slices.setdefault(re.sub(r"_\d+$", "", path.stem), []).append(path)
         elif is_dicom(path):
-            cases[path.stem] = [path]
-    return {case_id: tuple(sorted(files, key=_number)) for case_id, files in cases.items()}
+            volumes.append((path.name.removesuffix(".dcm"), (path,)))
+    volumes += [(case_id, tuple(sorted(files, key=_number))) for case_id, files in slices.items()]
+    return _by_case((case_id, files) for case_id, files in volumes if files)
 
 
 def _files_of_folder(folder: Path) -> tuple[Path, ...]:

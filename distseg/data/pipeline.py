@@ -186,6 +186,8 @@ class SliceLoader:
             # On CUDA the copy is ordered on torch's stream, without waiting for it on the host.
             stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
             images, labels = self._pipeline.run(stream)
+        except DistsegError as error:  # of a file that Python read for it
+            raise RankError(str(error)) from error
         except (RuntimeError, ValueError, TypeError) as error:
             raise self._explained(error) from error
         planned, draws = self._read_ahead.popleft()

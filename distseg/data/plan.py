@@ -61,6 +61,10 @@ class Plan:
     repeated: Sequence[int] | np.ndarray = ()
     n_repeats: int = 0
 
+    def __post_init__(self) -> None:
+        if self.n_slices < 1:  # micro_batches would look for one for ever
+            raise ValueError(f"n_slices: got {self.n_slices}; must be at least 1")
+
     @property
     def n_samples(self) -> int:
         """Of an epoch: every slice once, then the repeats."""

@@ -35,7 +35,9 @@ class FoldRule:
     n_test: int = 0
     seed: int = 0
     method: str = "stratified"
-    """or "holdout" (the first fold alone), or "ma2021" (the benchmark's own)"""
+    """or "ma2021" (the benchmark's own)"""
+    holdout: float | None = None
+    """one fold with this share of the patients, whatever n_folds says"""
 
 
 @dataclass(frozen=True)
@@ -223,8 +225,8 @@ def _folds(source: Source, cases: Sequence[Case], rule: FoldRule) -> Folds:
     if rule.method == "ma2021":
         return ma2021_folds({case.id: case.patient for case in source.cases})
     if source.split_of_patient:
-        return given_folds(source.split_of_patient, burden, rule.n_folds, rule.seed)
-    return assign_folds(burden, rule.n_folds, rule.n_test, rule.seed, holdout=rule.method == "holdout")
+        return given_folds(source.split_of_patient, burden, rule.n_folds, rule.seed, rule.holdout)
+    return assign_folds(burden, rule.n_folds, rule.n_test, rule.seed, rule.holdout)
 
 
 def _burden_of_patient(cases: Sequence[Case]) -> dict[str, float]:

@@ -33,19 +33,19 @@ class Folds:
 
 
 def assign_folds(
-    burden_of_patient: Mapping[str, float], n_folds: int, n_test: int, seed: int, holdout: bool = False
+    burden_of_patient: Mapping[str, float], n_folds: int, n_test: int, seed: int, holdout: float | None = None
 ) -> Folds:
     """Deals patients to test and folds, so that each gets a like share of light and heavy disease.
 
-    Patients are sorted by burden and cut into runs of as many as there are groups; each run is dealt in random order. A
-    group is a fold; the test patients are drawn first, evenly along the burden.
+    Patients are sorted by burden and cut into runs of as many as there are folds; each run is dealt in random order. The test
+    patients are drawn first, evenly along the burden.
 
     Args:
         burden_of_patient: any measure of disease, e.g. infected share of the lung, in [0, 1].
         n_folds: at least 2.
         n_test: patients that no fold sees, 0 or more.
         seed: of the random order.
-        holdout: keep the first fold only: its patients validate, all others train.
+        holdout: instead of them one fold, with this share (at most a half) of the patients that are not in test.
 
     Raises:
         DistsegError: a fold would have no patient.
@@ -57,13 +57,16 @@ def assign_folds(
     ordered = sorted(shuffled, key=lambda patient: burden_of_patient[patient])
     test = [ordered[int((i + 0.5) * len(ordered) / n_test)] for i in range(n_test)]
     rest = [patient for patient in ordered if patient not in test]
+    if holdout is not None:
+        runs = np.array_split(rest, max(1, round(holdout * len(rest))))
+        fold = sorted(str(run[rng.integers(len(run))]) for run in runs)
+        return Folds(seed, (tuple(fold),), tuple(sorted(test)))
     folds: list[list[str]] = [[] for _ in range(n_folds)]
     for start in range(0, len(rest), n_folds):
         run = rest[start : start + n_folds]
         for fold, patient in zip(rng.permutation(n_folds), run, strict=False):
             folds[fold].append(patient)
-    kept = folds[:1] if holdout else folds
-    return Folds(seed, tuple(tuple(sorted(fold)) for fold in kept), tuple(sorted(test)))
+    return Folds(seed, tuple(tuple(sorted(fold)) for fold in folds), tuple(sorted(test)))
 
 
 def ma2021_folds(case_ids: Mapping[str, str]) -> Folds:
@@ -89,7 +92,11 @@ def ma2021_folds(case_ids: Mapping[str, str]) -> Folds:
 
 
 def given_folds(
-    split_of_patient: Mapping[str, str], burden_of_patient: Mapping[str, float], n_folds: int, seed: int
+    split_of_patient: Mapping[str, str],
+    burden_of_patient: Mapping[str, float],
+    n_folds: int,
+    seed: int,
+    holdout: float | None = None,
 ) -> Folds:
     """Splits that the source names: `train`, `val`, `test` for each patient. Without a `val`, folds are made of `train`."""
     members = {
@@ -99,7 +106,7 @@ def given_folds(
     if members["val"]:
         return Folds(seed, (members["val"],), members["test"], "given")
     train = {patient: burden_of_patient[patient] for patient in members["train"]}
-    return replace(assign_folds(train, n_folds, 0, seed), test=members["test"])
+    return replace(assign_folds(train, n_folds, 0, seed, holdout), test=members["test"])
 
 
 def check_fold_count(n_patients: int, n_folds: int, n_test: int) -> None:

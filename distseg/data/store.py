@@ -164,12 +164,8 @@ class Store:
         Raises:
             DistsegError: no such fold, or no case in the split.
         """
-        folds = self.folds.folds
-        if fold >= len(folds):
-            raise DistsegError(
-                f"data.fold: got {fold}; {self.root} has folds 0 to {len(folds) - 1}; choose one of them"
-            )
-        val, test = set(folds[fold]), set(self.folds.test)
+        self._check_fold(fold)
+        val, test = set(self.folds.folds[fold]), set(self.folds.test)
         members = {
             "train": lambda case: not {case.patient, case.id} & (val | test),
             "val": lambda case: bool({case.patient, case.id} & val),
@@ -182,6 +178,11 @@ class Store:
                 f"{'--test-patients N' if split == 'test' else 'other --folds'}"
             )
         return cases
+
+    def _check_fold(self, fold: int) -> None:
+        count = len(self.folds.folds)
+        if fold >= count:
+            raise DistsegError(f"data.fold: got {fold}; {self.root} has folds 0 to {count - 1}; choose one of them")
 
     def slices_of(self, cases: Sequence[Case]) -> Slices:
         """All slices of the cases, in order."""
@@ -200,6 +201,7 @@ class Store:
         return self._leaky_slices(split, fold, leaky_seed)
 
     def _leaky_slices(self, split: str, fold: int, seed: int) -> Slices:
+        self._check_fold(fold)
         test = set(self.folds.test)
         cases = tuple(case for case in self.cases if not {case.patient, case.id} & test)
         every = Slices(self.root, cases)

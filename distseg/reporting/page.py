@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from distseg.training.run_folder import read_csv
+from distseg.tables import read_csv
 
 UNDEFINED = "–"
 LABELS = {

@@ -14,8 +14,9 @@ from distseg.errors import DistsegError
 from distseg.reporting.charts import Axis, Line, Mark, interval_strip, line_chart
 from distseg.reporting.evaluated import Split, calibration_chart, read_splits, size_chart, threshold_chart
 from distseg.reporting.page import as_number, picture, render, shown
+from distseg.tables import read_rows
 from distseg.training.inference import split_slices
-from distseg.training.run_folder import best_metadata, open_run, read_rows
+from distseg.training.run_folder import best_metadata, open_run
 
 MOST_POINTS = 300  # of a training curve: further steps are averaged
 MOST_NAMES = 200  # of patients

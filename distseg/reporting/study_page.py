@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from distseg.reporting.charts import Axis, Dot, Line, Style, heat_map, line_chart, scatter
 from distseg.reporting.page import as_number, render, shown
-from distseg.training.run_folder import read_rows
+from distseg.tables import read_rows
 from distseg.training.study.plan import Run, Study, load_study
 from distseg.training.study.results import (
     Cell,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from distseg import __version__
 from distseg.config import Config
@@ -20,6 +20,7 @@ from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, is_free, sha256_of, write_json
 from distseg.models.segmenter import HuSegmenter, write_order
+from distseg.models.table import forward_cost
 from distseg.serving.formats import FORMATS, PRECISIONS, Format, in_precision, networks_of
 from distseg.serving.repository import PYTHON_REPOSITORY, PYTORCH_REPOSITORY, write_repositories
 from distseg.serving.verification import Sample, dice_of_samples, read_samples, verify
@@ -77,7 +78,7 @@ def export_run(
     _settle_slices(whole, rules, config)
     samples, device = read_samples(config), inference_device()
     segmenter, precision = _in_chosen_precision(whole, format, options, samples, config)
-    described = describe(config, whole, best_metadata(folder)) | {
+    described = describe(config, whole, folder) | {
         "format": options.format,
         "frozen": options.frozen,
         "device": device.type if options.format == "pt2" else "any",
@@ -182,9 +183,9 @@ def _change_of_dice(before: float | None, after: float | None) -> float | None:
     return 1.0 if before is None or after is None else after - before
 
 
-def describe(config: Config, segmenter: HuSegmenter, best: dict[str, str]) -> dict[str, Any]:
+def describe(config: Config, segmenter: HuSegmenter, folder: RunFolder) -> dict[str, Any]:
     """What a user of the model has to know, and where it came from."""
-    names = list(config.regions)
+    names, best = list(config.regions), best_metadata(folder)
     return {
         "distseg": __version__,
         "torch": torch.__version__,
@@ -204,7 +205,7 @@ def describe(config: Config, segmenter: HuSegmenter, best: dict[str, str]) -> di
         "test_time_augmentation": config.evaluate.tta,
         "model": {"encoder": config.model.encoder, "decoder": config.model.decoder},
         "weights_sha256": digest_of_weights(segmenter),
-        "training": {"config_sha256": config.digest(), "best": best},
+        "training": {"config_sha256": sha256_of(folder.config), "best": best},
     }
 
 
@@ -231,15 +232,13 @@ def describe_depths(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
     for depth in range(1, MAX_DEPTH + 1):
         network, segmenter = load_best(folder, config, depth if depth < MAX_DEPTH else None)
         image = torch.zeros(1, config.data.channels, config.data.image_size, config.data.image_size)
-        with FlopCounterMode(display=False) as counted, torch.inference_mode():
-            network(image)
         row: dict[str, Any] = {"depth": depth, "parameters": sum(p.numel() for p in network.parameters())}
-        row["gmacs"] = round(counted.get_total_flops() / 2e9, 3)
+        row["gmacs"] = round(forward_cost(network, image)[0] / 1e9, 3)
         row["dice"] = None
         if opened is not None:
             device, slices = inference_device(), split_slices(config, opened, "val")
-            row["dice"] = pooled_dice(
-                segment_cases(segmenter.to(device), opened, slices, config, device), config.regions
-            )
+            segmented = segment_cases(segmenter.to(device), opened, slices, config, device)
+            seen = tqdm(segmented, f"depth {depth} of {MAX_DEPTH}", total=len(slices.cases), unit="volume")
+            row["dice"] = pooled_dice(seen, config.regions)
         rows.append(row)
     return rows

@@ -6,15 +6,13 @@ and its row of volumes.csv. So a file that no line tells of is somebody's, and s
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distseg.errors import DistsegError
-from distseg.files import write_text
 from distseg.serving.work import Task
-from distseg.training.run_folder import read_rows
+from distseg.tables import append_rows, read_rows, write_rows
 
 NAME = "predictions.jsonl"
 
@@ -88,13 +86,10 @@ class Finished:
 
     def _append(self, line: dict[str, Any]) -> None:
         self.lines[line["volume"]] = line
-        with self.path.open("a") as file:
-            file.write(_as_text(line))
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self.path, [line])
 
     def _write(self) -> None:
-        write_text(self.path, "".join(map(_as_text, self.lines.values())))
+        write_rows(self.path, self.lines.values())
 
     def _made_of(self, task: Task) -> str:
         """A volume is known by its files' names, sizes and times: reading them all would take as long as the masks."""
@@ -104,7 +99,3 @@ class Finished:
 
 def _status(path: Path) -> list[int]:
     return [path.stat().st_size, path.stat().st_mtime_ns]
-
-
-def _as_text(line: Mapping[str, Any]) -> str:
-    return json.dumps(line) + "\n"

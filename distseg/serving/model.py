@@ -17,7 +17,7 @@ from distseg.serving.artefact import DESCRIPTION, describe
 from distseg.serving.formats import FORMATS
 from distseg.training.inference import Segmenter, segment_volume
 from distseg.training.postprocessing import RegionRule, label_map, read_rules, rules_as_dict
-from distseg.training.run_folder import best_metadata, load_best, open_run
+from distseg.training.run_folder import load_best, open_run
 
 # What a check of the file or its packing adds to the description: the masks are the same with and without.
 NOT_IDENTITY = ("verification", "sha256")
@@ -127,7 +127,7 @@ def open_server(url: str, probabilities: bool = True) -> Model:
 def _open_run(run: Path, device: torch.device) -> Model:
     folder, config = open_run(run)
     _, segmenter = load_best(folder, config)
-    metadata = describe(config, segmenter, best_metadata(folder))
+    metadata = describe(config, segmenter, folder)
     metadata["postprocessing"] = rules_as_dict(read_rules(run))
     return _model(run, segmenter.to(device), device, metadata)
 

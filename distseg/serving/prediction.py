@@ -22,9 +22,9 @@ from distseg.files import locked
 from distseg.serving.finished import Finished
 from distseg.serving.model import Model
 from distseg.serving.work import Task, Work
+from distseg.tables import write_csv
 from distseg.training.figures import Overlay, draw_overlays
 from distseg.training.postprocessing import regions_by_width
-from distseg.training.run_folder import write_csv
 
 LUNG = "lung"  # the region that affected shares are of
 SLICES_SHOWN = 6  # of an overlay

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from distseg.config import AIR_HU, Config
 from distseg.data.store import Case, open_store
@@ -85,7 +86,7 @@ def dice_of_samples(segmenter: HuSegmenter, samples: Sequence[Sample], config: C
     segmenter = copy.deepcopy(segmenter).to(device)
 
     def segmented() -> Iterator[SegmentedCase]:
-        for sample in samples:
+        for sample in tqdm(samples, "measure Dice", unit="volume"):
             parts = [segmenter(part.to(device))[0] for part in sample.hu_NCHW.split(config.evaluate.batch_size)]
             mask_ZYX = torch.cat(parts)[:, 0].cpu().numpy()
             middle = sample.hu_NCHW[:, segmenter.n_slices // 2].numpy()

@@ -81,7 +81,7 @@ def _build_network(config: Config, accelerator: Accelerator) -> nn.Module:
     torch.manual_seed(config.seed)  # the same first weights on every rank
     network = build_model(config.model, in_channels=config.data.channels, n_regions=len(config.regions))
     if config.model.start_from is not None:
-        start_from_run(network, Path(config.model.start_from))
+        start_from_run(network, Path(config.model.start_from), config.regions)
     if config.model.channels_last:
         network.to(memory_format=torch.channels_last)
     if config.model.compile:

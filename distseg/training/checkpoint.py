@@ -82,12 +82,17 @@ def save_checkpoint(checkpoints: Path, checkpoint: Checkpoint, run_id: str = "")
     return final
 
 
-def prune_checkpoints(checkpoints: Path, keep_last: int, keep_best: int = 0) -> None:
-    """Removes all but the last ones and those with the highest validation scores."""
+def prune_checkpoints(checkpoints: Path, at_step: int, keep_last: int, keep_best: int = 0) -> None:
+    """Removes all but the last ones up to a step and those with the highest validation scores.
+
+    What claims more steps than the run has done was passed over when it was resumed, as torn or foreign, and goes too: it would
+    push out those that are good.
+    """
     found = _by_step(checkpoints)
-    scored = [pair for pair in found if pair[0].score is not None]
+    own = [pair for pair in found if pair[0].step <= at_step]
+    scored = [pair for pair in own if pair[0].score is not None]
     best = sorted(scored, key=lambda pair: pair[0].score or 0.0, reverse=True)[:keep_best]
-    kept = {folder for _, folder in [*found[:keep_last], *best]}
+    kept = {folder for _, folder in [*own[:keep_last], *best]}
     for _, folder in found:
         if folder not in kept:
             shutil.rmtree(folder)

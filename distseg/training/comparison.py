@@ -14,7 +14,7 @@ from scipy.stats import wilcoxon
 
 from distseg.errors import DistsegError
 from distseg.metrics import mean_defined, none_if_undefined, patient_bootstrap_ci
-from distseg.training.run_folder import read_csv
+from distseg.tables import read_csv
 
 COMPARED = ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm")
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}

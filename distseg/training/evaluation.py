@@ -6,12 +6,12 @@ eval/<split>/  summary.json  per_case.csv  per_patient.csv  per_slice.csv  proba
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from distseg.config import Config
@@ -19,6 +19,7 @@ from distseg.data.nifti import write_labels
 from distseg.data.store import Case, Slices, Store, open_store
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, locked, remove_leftovers, write_json
+from distseg.tables import write_csv
 from distseg.training.figures import draw_ranked_slices
 from distseg.training.inference import (
     SegmentedCase,
@@ -29,8 +30,8 @@ from distseg.training.inference import (
     split_slices,
 )
 from distseg.training.postprocessing import RULES, read_rules, rules_as_dict
-from distseg.training.ranks import connect_ranks, disconnect_ranks, on_main
-from distseg.training.run_folder import RunFolder, best_metadata, load_ensemble, open_run, write_csv
+from distseg.training.ranks import connect_ranks, disconnect_ranks, on_all, on_main
+from distseg.training.run_folder import RunFolder, best_metadata, load_ensemble, open_run
 from distseg.training.scoring import (
     CaseScores,
     probabilities,
@@ -40,6 +41,8 @@ from distseg.training.scoring import (
     score_case,
     summarise,
 )
+
+UNEVEN_S = 86400.0  # ranks wait for each other's whole cases, not for a step
 
 
 def evaluate_run(
@@ -85,6 +88,8 @@ def evaluate_run(
     made_by = {
         "model": best_metadata(folder),
         "tta": config.evaluate.tta,
+        "tta_scales": list(config.evaluate.tta_scales),
+        "window": config.evaluate.window,
         "ensemble": [str(path) for path in ensemble],
         "postprocessing": rules_as_dict(rules),
     }
@@ -108,7 +113,8 @@ def evaluate_masks(masks: Path, split: str, store: Path, config: Config) -> dict
     opened = open_store(store)
     check_labels(config, opened)
     slices = split_slices(config, opened, split)
-    made_by: dict[str, Any] = {"model": None, "tta": False, "ensemble": [], "postprocessing": None}
+    made_by: dict[str, Any] = dict.fromkeys(("model", "tta_scales", "window", "postprocessing"))
+    made_by |= {"tta": False, "ensemble": []}
     return _evaluate(
         masks / "eval" / split, config, split, opened, slices, lambda own: read_masks(masks, opened, own), made_by
     )
@@ -138,14 +144,15 @@ def _evaluate(
     made_by: dict[str, Any],
 ) -> dict[str, Any]:
     """Every rank scores its share of the cases; rank 0 writes what all of them found."""
-    untracked = dataclasses.replace(config, train=dataclasses.replace(config.train, trackers=()))
-    ranks = connect_ranks(untracked)
+    launched = dataclasses.replace(config.train, trackers=(), timeout_s=UNEVEN_S)
+    ranks = connect_ranks(dataclasses.replace(config, train=launched))
     clean = False
     try:
         with contextlib.ExitStack() as held:
             aside = Path(on_main(ranks, lambda: str(_begin(out, held))))
             own = slices.of_cases(range(ranks.process_index, len(slices.cases), ranks.num_processes))
-            scored = _gathered(lambda: _score(segmented(own), own, config, aside, split, ranks.is_main_process))
+            found = on_all(ranks, lambda: _score(segmented(own), own, config, aside, split, ranks.is_main_process))
+            scored = sorted(itertools.chain(*found), key=lambda one: one.case)
             summary = {
                 "split": split,
                 "fold": config.data.fold,
@@ -178,19 +185,6 @@ def _score(
         mask_ZYX[case.z] = case.mask_ZYX
         write_labels(aside / "masks" / f"{case.case.id}.nii.gz", mask_ZYX, case.case.spacing_mm)
     return scored
-
-
-def _gathered(work: Callable[[], list[CaseScores]]) -> list[CaseScores]:
-    """What all ranks found, sorted by case; a mistake that one of them meets stops all."""
-    outcome: list[Any]
-    try:
-        outcome = list(work())
-    except (DistsegError, OSError) as error:
-        outcome = [str(error)]
-    found = gather_object(outcome)
-    if failures := [one for one in found if isinstance(one, str)]:
-        raise DistsegError(failures[0])
-    return sorted(found, key=lambda scored: scored.case)
 
 
 def _write(aside: Path, config: Config, store: Store, scored: Sequence[CaseScores], summary: dict[str, Any]) -> None:

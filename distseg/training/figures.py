@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from tqdm import tqdm
 
 from distseg.config import Config
 from distseg.data.nifti import read_nifti
 from distseg.data.preview import LABEL_COLOURS, colour_of_label, draw_outlines, save_figure
 from distseg.data.store import Store, read_slice
-from distseg.training.inference import SegmentedCase, segment_cases
-from distseg.training.run_folder import RunFolder, load_best, read_rows
+from distseg.tables import read_rows
+from distseg.training.inference import SegmentedCase, segment_cases, split_slices
+from distseg.training.run_folder import RunFolder, load_best
 from distseg.training.scoring import CaseScores
 
 LUNG_WINDOW_HU = (-1250, 250)
@@ -39,9 +41,10 @@ def draw_run(folder: RunFolder, config: Config, store: Store, device: torch.devi
     if not folder.best_weights.is_file():
         return
     _, segmenter = load_best(folder, config)
-    slices = store.slices_of(store.cases_of("val", config.data.fold)[:2])
+    slices = split_slices(config, store, "val").of_cases(range(2))
     segmented = segment_cases(segmenter.to(device), store, slices, config, device)
-    overlays = [overlay for case in segmented for overlay in telling_slices(case)]
+    seen = tqdm(segmented, "draw", total=len(slices.cases), unit="volume")
+    overlays = [overlay for case in seen for overlay in telling_slices(case)]
     draw_overlays(overlays, store.labels, folder.figures / "overlays.png")
 
 

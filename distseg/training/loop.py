@@ -95,8 +95,8 @@ class Trainer:
         return (
             f"{self.config.model.decoder} on {self.config.model.encoder}, {parameters / 1e6:.1f} M parameters; "
             f"{len(self.train_slices)} slices train, {len(self.val_slices)} validate; {ranks.num_processes} rank(s) on "
-            f"{ranks.device.type}, {self.strategy.name}, precision {ranks.mixed_precision}, loss kernel {kernel}, global batch {plan.global_batch}, "
-            f"{plan.steps_left(Position())} steps an epoch"
+            f"{ranks.device.type}, {self.strategy.name}, precision {ranks.mixed_precision}, loss kernel {kernel}, "
+            f"global batch {plan.global_batch}, {plan.steps_left(Position())} steps an epoch"
         )
 
     def fit(self) -> None:
@@ -271,7 +271,7 @@ class Trainer:
                 metadata["labels"] = json.dumps(dict(self.labels))
                 save_best(folder.best_weights, best, metadata)
             save_checkpoint(folder.checkpoints, checkpoint, folder.run_id())
-            prune_checkpoints(folder.checkpoints, keep.keep_last, keep.keep_best)
+            prune_checkpoints(folder.checkpoints, checkpoint.progress.step, keep.keep_last, keep.keep_best)
 
         if self.accelerator.is_main_process:
             self.writer.submit(write)

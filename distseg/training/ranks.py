@@ -15,7 +15,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, gather_object
 
 from distseg.config import Config
 from distseg.errors import DistsegError
@@ -128,6 +128,23 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise DistsegError(outcome[1])
     return outcome[0]
+
+
+def on_all(accelerator: Accelerator, action: Callable[[], T]) -> list[T]:
+    """Runs an action on every rank; every rank gets all results, in the order of the ranks.
+
+    Raises:
+        DistsegError: on every rank, what the action failed with on one of them.
+    """
+    outcome: tuple[T | None, str | None]
+    try:
+        outcome = action(), None
+    except (DistsegError, OSError) as error:
+        outcome = None, str(error)
+    found = gather_object([outcome])
+    if failures := [failure for _, failure in found if failure is not None]:
+        raise DistsegError(failures[0])
+    return [result for result, _ in found]
 
 
 def disconnect_ranks(clean: bool) -> None:

@@ -2,14 +2,13 @@
 
 run/  config.yaml  environment.json  patients.json  run_id  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors
       figures/  samples/rank<r>.jsonl  tensorboard/  eval/<split>/  report.html  profile/trace.json
+      postprocessing.json (of `distseg evaluate --tune`)  mlflow_run (of that tracker)
       lock (while it trains)  stacks/rank<r>.txt (of a hang)  preempted.json (a signal stopped it)
 """
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import platform
@@ -27,26 +26,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from distseg.config import Config, config_as_yaml, flat, load_config
+from distseg.config import PACE_KEYS, Config, comparable, config_as_yaml, differences, load_config
 from distseg.data.pipeline import Batch
 from distseg.errors import DistsegError
 from distseg.files import locked, remove_if_empty, write_json, write_text, written_aside
 from distseg.models import SegmentationNetwork, build_model
 from distseg.models.averaging import build_views
 from distseg.models.segmenter import HuSegmenter, build_segmenter
-from distseg.packages import installed_version
+from distseg.packages import DALI_BUILDS, installed_version
+from distseg.tables import append_rows, read_rows, write_csv, write_rows
 from distseg.training.checkpoint import Progress
 
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "nvidia-dali-cuda130", "numpy")
-# Keys that a resumed run may change: they alter neither the samples, nor the model, nor a step's arithmetic.
-FREE_ON_RESUME = ("train.epochs", "train.max_steps", "train.log_every_steps", "train.batch_size_per_rank",
-                  "train.patience", "train.max_skipped_steps", "train.timeout_s", "train.trackers", "train.profile",
-                  "checkpoint.", "evaluate.", "data.num_threads", "data.log_samples", "data.cache_dir",
-                  "output_dir")  # fmt: skip
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", *DALI_BUILDS, "numpy")
+# Keys that a resumed run may change: also how long it goes on, and the batch (a step has more or fewer samples then, as on another
+# number of ranks; which ones an epoch has, in which order, stays).
+FREE_ON_RESUME = (*PACE_KEYS, "train.epochs", "train.max_steps", "train.batch_size_per_rank", "train.patience",
+                  "train.max_skipped_steps", "evaluate.", "output_dir")  # fmt: skip
 
 # What the members of an ensemble must agree in: they are given the same image.
-SAME_IN_ENSEMBLE = ("data.windows_hu", "data.neighbours", "data.image_size", "data.fit", "regions.")
-
+SAME_IN_ENSEMBLE = ("data.windows_hu", "data.neighbours", "data.image_size", "data.fit", "regions")
 
 PATIENTS = "patients.json"  # of a run's splits
 
@@ -103,10 +101,10 @@ class RunFolder:
         """Refuses to resume with a configuration that would make it another run, naming the keys."""
         if not self.config.exists():
             return
-        before, now = flat(load_config(self.config).to_dict()), flat(config.to_dict())
-        changed = [key for key in now if before.get(key) != now[key] and not key.startswith(FREE_ON_RESUME)]
+        found = differences(comparable(load_config(self.config).to_dict()), comparable(config.to_dict()))
+        changed = {key: values for key, values in found.items() if not key.startswith(FREE_ON_RESUME)}
         if changed:
-            listed = ", ".join(f"{key} ({before.get(key)} -> {now[key]})" for key in changed)
+            listed = ", ".join(f"{key} ({before} -> {now})" for key, (before, now) in changed.items())
             raise DistsegError(
                 f"--resume: got another configuration than {self.config}: {listed}; change back, or start a new run"
             )
@@ -159,7 +157,7 @@ class RunFolder:
         write_json(self.root / "environment.json", describe_environment(world_size, precision, strategy))
         for path in [self.metrics, *self.root.glob("samples/rank*.jsonl")]:
             rows = [row for row in read_rows(path) if _is_before(row, progress)]
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            write_rows(path, rows)
         write_text(self.config, config_as_yaml(config))
         self.preempted.unlink(missing_ok=True)
         for leftover in [*self.checkpoints.glob(".partial-*"), *self.checkpoints.glob(".old-*")]:
@@ -172,12 +170,12 @@ class RunFolder:
         return f"{self.root}: stopped by {name} after step {step}, which is saved; go on with --resume"
 
     def append_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
-        _append(self.metrics, rows)
+        append_rows(self.metrics, rows)
 
     def append_samples(self, rank: int, step: int, batch: Batch, ids: list[str]) -> None:
         """One line a sample that counts: where it was used and a digest of the image and label it was."""
         images, labels = batch.image_BCHW.cpu().numpy(), batch.label_BHW.cpu().numpy()
-        _append(
+        append_rows(
             self.samples(rank),
             (
                 {
@@ -199,36 +197,6 @@ class RunFolder:
             for row in rows
         ]
         write_csv(self.root / "score_list.csv", table)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Lines of a .jsonl file; a last line that a crash cut short is left out. Empty for a missing file."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows with the first one's keys as header, atomically; no file for no rows."""
-    if not rows:
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file by its header; undefined figures are ""."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def save_best(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -288,14 +256,12 @@ def load_ensemble(members: Sequence[tuple[RunFolder, Config]], depth: int | None
     """
     (first, config), *others = members
     for folder, other in others:
-        mine, theirs = flat(config.to_dict()), flat(other.to_dict())
-        differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
-        if unlike := [key for key in differing if key.startswith(SAME_IN_ENSEMBLE)]:
-            key = unlike[0]
-            raise DistsegError(
-                f"--ensemble: got {folder.root} with {key} {theirs.get(key)}; {first.root} has {mine.get(key)}; members must "
-                "see the same images and have the same regions"
-            )
+        for key, (mine, theirs) in differences(comparable(config.to_dict()), comparable(other.to_dict())).items():
+            if key.startswith(SAME_IN_ENSEMBLE):
+                raise DistsegError(
+                    f"--ensemble: got {folder.root} with {key} {theirs}; {first.root} has {mine}; members must see the same "
+                    "images and have the same regions in the same order"
+                )
     return _segmenter(config, [load_best(*member, depth)[0] for member in members])
 
 
@@ -314,14 +280,20 @@ def _segmenter(config: Config, networks: Sequence[SegmentationNetwork]) -> HuSeg
     return segmenter.eval()
 
 
-def start_from_run(network: SegmentationNetwork, run: Path) -> None:
-    """Loads another run's best weights; heads may be of another shape (other regions) and are left as they are then.
+def start_from_run(network: SegmentationNetwork, run: Path, regions: Mapping[str, Sequence[int]]) -> None:
+    """Loads another run's best weights; heads that were trained for other regions are left as they are.
+
+    Args:
+        network: to load into.
+        run: folder of the other run.
+        regions: what the network's logits are of.
 
     Raises:
         DistsegError: no such run, or a network of another encoder, decoder or number of channels.
     """
-    folder, _ = open_run(run)
-    own = network.state_dict()
+    folder, other = open_run(run)
+    same_heads = list(other.regions.items()) == list(regions.items())
+    own = {key: tensor for key, tensor in network.state_dict().items() if same_heads or not key.startswith("heads.")}
     try:
         state = load_file(folder.best_weights)
     except SafetensorError as error:
@@ -336,7 +308,7 @@ def start_from_run(network: SegmentationNetwork, run: Path) -> None:
 
 
 def best_metadata(folder: RunFolder) -> dict[str, str]:
-    """The text in the header of the best weights: step, epoch, score."""
+    """The text in the header of the best weights: step, mean Dice, labels of the store."""
     with safe_open(folder.best_weights, "pt") as file:
         return dict(sorted((file.metadata() or {}).items()))  # safetensors gives them in any order
 
@@ -365,19 +337,6 @@ def _git_state() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Adds all the lines or, where the disk has no room, none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with path.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    except OSError:
-        if path.exists():
-            os.truncate(path, size)
-        raise
 
 
 def _is_before(row: dict[str, Any], progress: Progress) -> bool:

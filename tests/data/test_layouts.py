@@ -158,6 +158,14 @@ def test_medseg_stacks_become_a_case_a_slice(store: Path, tmp_path: Path) -> Non
         (lambda src: (src / "cases.csv").write_text(""), "that fits paired and csv; choose one with --layout"),
         (lambda src: (src / "lung/phantom_002.nii.gz").unlink(), "mask: got none for volume .*phantom_002"),
         (lambda src: (src / "images/phantom_004.nii.gz").unlink(), "phantom_004.nii.gz without a volume"),
+        (
+            lambda src: (src / "images/phantom_001.nii").write_bytes(b""),
+            "case: got phantom_001 twice .*phantom_001.nii.gz",
+        ),
+        (
+            lambda src: (src / "lung/phantom_001.nii").write_bytes(b""),
+            "case: got phantom_001 twice .*lung/phantom_001.nii",
+        ),
         (lambda src: [shutil.rmtree(src / name) for name in ("lung", "infection")], "without masks"),
     ],
 )

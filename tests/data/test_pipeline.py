@@ -17,7 +17,7 @@ from distseg.data.augment import draw_augmentation
 from distseg.data.pipeline import Batch, build_train_loader, build_val_loader, slice_pipeline
 from distseg.data.plan import Plan, Position
 from distseg.data.store import Slices, open_store
-from distseg.errors import DistsegError
+from distseg.errors import DistsegError, RankError
 from distseg.models.segmenter import HuSegmenter
 
 CPU = torch.device("cpu")
@@ -126,6 +126,16 @@ def test_a_damaged_slice_is_named(damage: str, store: Path, tmp_path: Path) -> N
         np.save(bad, np.zeros((9, 9, 2), np.int16))
     with pytest.raises(DistsegError, match=str(bad)):
         list(itertools.islice(build_val_loader(DATA, slices, Plan(len(slices), 4), CPU), 4))
+
+
+def test_damaged_positions_of_crops_are_named(store: Path, tmp_path: Path) -> None:
+    opened = open_store(Path(shutil.copytree(store, tmp_path / "store")))
+    slices = opened.slices_of(opened.cases_of("train", 0))
+    for path in opened.root.rglob("foreground.npy"):
+        path.write_bytes(b"cut")
+    data = DataConfig(image_size=32, fit="crop", augment=AugmentConfig(focus_probability=1.0))
+    with pytest.raises(RankError, match="foreground.npy"):
+        next(iter(build_train_loader(data, slices, Plan(len(slices), 4, seed=0), 0, CPU, focus_labels=(2,))))
 
 
 def test_the_gpu_graph_is_built_from_the_same_definition() -> None:

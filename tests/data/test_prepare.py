@@ -234,5 +234,7 @@ def test_the_leaky_split_deals_slices_and_says_so_by_its_name(store: Path) -> No
     assert {i.split("/")[0] for i in ids[0]} & {i.split("/")[0] for i in ids[1]}  # the leak
     kept = {f"{case.id}/{z:04d}" for case, chosen in val.by_case() for z in chosen}
     assert kept == ids[1]
+    with pytest.raises(DistsegError, match="data.fold: got 3; .* has folds 0 to 2"):
+        opened.slices_of_split("val", 3, leaky_seed=3)
     honest = opened.slices_of_split("val", 0)
     assert [files.id for files in honest] == [files.id for files in opened.slices_of(opened.cases_of("val", 0))]

@@ -37,9 +37,16 @@ def test_another_seed_deals_otherwise() -> None:
     assert len({assign_folds(burden, 4, 2, seed).folds for seed in range(5)}) == 5
 
 
-def test_a_holdout_is_the_first_fold_alone() -> None:
-    burden = {f"p{i}": i / 20 for i in range(20)}
-    assert assign_folds(burden, 5, 2, 0, holdout=True).folds == assign_folds(burden, 5, 2, 0).folds[:1]
+@pytest.mark.parametrize(("share", "n_val"), [(0.1, 2), (0.2, 4), (0.35, 7), (0.4, 8), (0.5, 10), (0.001, 1)])
+def test_a_holdout_is_its_share_of_the_patients_spread_over_the_burden(share: float, n_val: int) -> None:
+    burden = {f"p{i}": i / 22 for i in range(22)}
+    for seed in range(5):
+        dealt = assign_folds(burden, 2, 2, seed, holdout=share)
+        (fold,) = dealt.folds
+        assert len(fold) == n_val and len(dealt.test) == 2 and not set(fold) & set(dealt.test)
+        light = sum(burden[patient] < 0.5 for patient in fold)
+        assert abs(light - n_val / 2) <= 1
+    assert len({assign_folds(burden, 2, 2, seed, holdout=share).folds for seed in range(5)}) > 1
 
 
 def test_the_benchmarks_folds_are_its_own_and_need_its_cases() -> None:

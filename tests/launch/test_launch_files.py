@@ -15,7 +15,7 @@ import pydantic
 import pytest
 import yaml
 
-from distseg.training.run_folder import read_rows
+from distseg.tables import read_rows
 from tests.conftest import ROOT, SMALL
 
 LAUNCH = ROOT / "launch"

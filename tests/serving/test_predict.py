@@ -31,10 +31,10 @@ from distseg.serving.prediction import measure, most_affected_slices
 from distseg.serving.repository import write_repositories
 from distseg.serving.server import find_installation, free_endpoints, running_server
 from distseg.serving.standalone import METADATA
+from distseg.tables import read_rows
 from distseg.training.evaluation import evaluate_run
 from distseg.training.inference import segment_volume
 from distseg.training.postprocessing import RULES, RegionRule, label_map, read_rules, rules_as_dict
-from distseg.training.run_folder import read_rows
 from tests.data.test_dicom import blank
 
 CPU = torch.device("cpu")

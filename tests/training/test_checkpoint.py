@@ -11,6 +11,7 @@ import torch
 from distseg.data.plan import Position
 from distseg.errors import DistsegError
 from distseg.training.checkpoint import (
+    WEIGHTS,
     Checkpoint,
     CheckpointWriter,
     Progress,
@@ -46,10 +47,20 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     for step, score in ((1, 0.9), (2, 0.5), (3, 0.8), (4, None), (5, 0.1)):
         save(tmp_path, step, score)
-    prune_checkpoints(tmp_path, keep_last=2, keep_best=2)
+    prune_checkpoints(tmp_path, 5, keep_last=2, keep_best=2)
     assert names(tmp_path) == ["step_1", "step_3", "step_4", "step_5"]
-    prune_checkpoints(tmp_path, keep_last=1)
+    prune_checkpoints(tmp_path, 5, keep_last=1)
     assert names(tmp_path) == ["step_5"]
+
+
+def test_what_a_resume_passed_over_pushes_out_nothing(tmp_path: Path) -> None:
+    for step in (100, 110, 120):
+        save(tmp_path, step)
+    for step in (110, 120):
+        (tmp_path / f"step_{step}" / WEIGHTS).write_bytes(b"torn")
+    save(tmp_path, 105)
+    prune_checkpoints(tmp_path, 105, keep_last=2)
+    assert names(tmp_path) == ["step_100", "step_105"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from distseg.data.store import open_store
-from distseg.training.run_folder import read_rows
+from distseg.tables import read_rows
 from tests.conftest import SMALL
 
 Run = Callable[..., Any]

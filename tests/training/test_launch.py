@@ -14,8 +14,8 @@ from torch import nn
 from distseg.config import load_config
 from distseg.errors import DistsegError
 from distseg.files import sha256_of, write_json
+from distseg.tables import read_rows
 from distseg.training.ranks import check_world
-from distseg.training.run_folder import read_rows
 from tests.conftest import SMALL
 
 Run = Callable[..., Any]
@@ -127,6 +127,24 @@ def test_a_mistake_is_one_line_on_two_ranks_too(tmp_path: Path, run_command: Run
     done = run_command(*words, ok=False)
     assert done.returncode != 0 and done.stderr.count("error: store: got /nowhere without store.json") == 1
     assert "[rank1]" not in done.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
+def test_each_node_says_what_is_wrong_with_it(local_rank: str, lines: int, tmp_path: Path, run_command: Run) -> None:
+    """The first rank of a second node: the first node may have what it lacks."""
+    words = ["distseg", "train", "data.store=/nowhere", f"output_dir={tmp_path / 'run'}"]
+    done = run_command(*words, ok=False, env={"RANK": "2", "LOCAL_RANK": local_rank})
+    assert done.returncode == 1 and done.stderr.count("error: store: got /nowhere without store.json") == lines
+
+
+def test_what_one_rank_alone_cannot_do_is_one_line(store: Path, tmp_path: Path, run_ranks: Run) -> None:
+    """Each rank has its node's disk for a cache; the others must not wait for one that has no room."""
+    words = [*SMALL, f"data.store={store}", "data.cache_dir=/proc/distseg", f"output_dir={tmp_path / 'run'}"]
+    done = run_ranks(2, "train", *words, ok=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == [
+        "error: [Errno 2] No such file or directory: '/proc/distseg'"
+    ]
 
 
 def test_ranks_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from distseg.config import Config
 from distseg.errors import DistsegError
-from distseg.training.run_folder import read_rows
+from distseg.tables import read_rows
 from distseg.training.strategy import strategy_of_launch, zero_settings
 from tests.conftest import LAUNCHES, SMALL
 

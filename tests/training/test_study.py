@@ -22,7 +22,7 @@ import yaml
 
 from distseg.errors import DistsegError
 from distseg.files import locked
-from distseg.training.run_folder import read_rows
+from distseg.tables import read_rows
 from distseg.training.study import executors
 from distseg.training.study.executors import array_of, gpu_slots
 from distseg.training.study.figures import draw_costs
@@ -180,7 +180,9 @@ def test_slurm_gets_an_array_of_what_is_not_done_and_the_study_waits_for_it(
     loaded, root = redo_scores(study, tmp_path)
     job = 'while [[ $1 == --* ]]; do shift; done\nSLURM_ARRAY_TASK_ID=1 SLURM_ARRAY_JOB_ID=42 setsid bash "$@" &>/dev/null &'
     stand_in(tmp_path, "sbatch", f'echo "$@" >{tmp_path}/asked\n{job}\necho $! >{tmp_path}/pid\necho "42;cluster"')
-    stand_in(tmp_path, "squeue", f"kill -0 $(cat {tmp_path}/pid) && echo 42_1")
+    silent = f'[ -e {tmp_path}/asked_once ] || {{ touch {tmp_path}/asked_once; echo "Unable to contact slurm controller" >&2; exit 1; }}'
+    gone = '{ echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }'
+    stand_in(tmp_path, "squeue", f"{silent}\nkill -0 $(cat {tmp_path}/pid) && echo 42_1 || {gone}")
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     monkeypatch.setenv("PATH", path)
     monkeypatch.chdir(ROOT)

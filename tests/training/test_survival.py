@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distseg.training.run_folder import read_rows
+from distseg.tables import read_rows
 from tests.conftest import LAUNCHES, ROOT, SMALL, wait_until
 
 Run = Callable[..., Any]

@@ -133,12 +133,16 @@ def run_on_slurm(
 
 
 def running_array(root: Path) -> str | None:
-    """The SLURM job that this study has submitted and that has not ended."""
+    """The SLURM job that this study has submitted and that has not ended, as far as is known."""
     if not (root / ARRAY).is_file():
         return None
     job = str(json.loads((root / ARRAY).read_text())["job"])
     done = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
-    return job if done.returncode == 0 and done.stdout.strip() else None  # it is not known any more: squeue fails
+    if (
+        done.returncode != 0
+    ):  # of a job that ended long ago it knows nothing; a controller that does not answer says nothing
+        return None if "Invalid job id" in done.stderr else job
+    return job if done.stdout.strip() else None
 
 
 def array_of(indices: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from distseg.data.preview import save_figure
-from distseg.training.run_folder import read_rows
+from distseg.tables import read_rows
 from distseg.training.study.plan import Run, Study
 from distseg.training.study.results import Cell, best_pairs, cells, encoders_and_decoders, runs_of_pair
 from distseg.training.study.task import Task

@@ -16,14 +16,21 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
-from distseg.config import Config, ModelConfig, flat, load_config, read_override, read_yaml
+from distseg.config import (
+    PACE_KEYS,
+    Config,
+    ModelConfig,
+    comparable,
+    differences,
+    flat,
+    load_config,
+    read_override,
+    read_yaml,
+)
 from distseg.errors import DistsegError
 
 DECODERS: tuple[str, ...] = typing.get_args(typing.get_type_hints(ModelConfig)["decoder"])
 GRID_KEYS = ("model.encoder", "model.decoder", "data.fold", "seed", "output_dir")  # the study sets them, run by run
-# Training keys that may change half-way, those of `checkpoint` among them: they alter neither the samples, nor the model, nor a step's arithmetic.
-FREE_KEYS = ("data.num_threads", "data.cache_dir", "data.log_samples", "train.log_every_steps", "train.timeout_s",
-             "train.trackers", "train.profile", *GRID_KEYS)  # fmt: skip
 FIXED_KEYS = ("launch", "processes_per_run")  # of the study itself; the rest says what, not how
 
 
@@ -89,7 +96,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Of all that the run's result depends on: the same where only its place or its pace is another."""
-        kept = {key: value for key, value in flat(self.config.to_dict()).items() if not _is_free(key)}
+        kept = {key: value for key, value in comparable(self.config.to_dict()).items() if not _is_free(key)}
         grid = (self.config.model.encoder, self.config.model.decoder, self.config.data.fold, self.config.seed)
         return hashlib.sha256(json.dumps([kept, grid], sort_keys=True).encode()).hexdigest()
 
@@ -165,13 +172,14 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What makes the runs of two studies (as `Study.to_dict` gives them) incomparable: `key (old -> new)`."""
-    one, other = (flat(study["base"]) | {key: study.get(key) for key in FIXED_KEYS} for study in (before, now))
-    keys = [key for key in dict.fromkeys((*one, *other)) if not _is_free(key)]
-    return [f"{key} ({one.get(key)} -> {other.get(key)})" for key in keys if one.get(key) != other.get(key)]
+    one, other = (comparable(study["base"]) | {key: study.get(key) for key in FIXED_KEYS} for study in (before, now))
+    found = differences(one, other).items()
+    return [f"{key} ({was} -> {becomes})" for key, (was, becomes) in found if not _is_free(key)]
 
 
 def _is_free(key: str) -> bool:
-    return key in FREE_KEYS or key.startswith("checkpoint.")
+    """Whether a training key may change half-way."""
+    return key in GRID_KEYS or key.startswith(PACE_KEYS)
 
 
 def _check_keys(keys: Mapping[str, Any], more: Sequence[str] = ()) -> None:
