@@ -6,8 +6,9 @@ World size, ZeRO stage and precision are not here: they belong to the launch (se
 import dataclasses
 import difflib
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -185,6 +186,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.decoder == "unetplus":
             object.__setattr__(self, "decoder", "unetplusplus")  # frozen, and nobody has seen it yet
+        widths = self.decoder_widths
+        rule = "each of the five must be at least 1"
+        _require(isinstance(widths, str) or min(widths) >= 1, "model.decoder_widths", widths, rule)
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
         only_unetplusplus = self.deep_supervision or self.attention != "none"
         _require(
@@ -395,11 +399,24 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     _check_keys(values, Config, "")
     _apply_preset(values)
     try:
-        return pydantic.TypeAdapter(Config).validate_python(values)
+        config = pydantic.TypeAdapter(Config).validate_python(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DistsegError(f"config {key}: got {first['input']!r}; {first['msg']}; see --print-config") from None
+    for key, value in flat(config.to_dict()).items():
+        numbers = [number for number in _leaves(value) if isinstance(number, float)]
+        _require(all(map(math.isfinite, numbers)), key, value, "must be finite")
+    return config
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What nested lists hold."""
+    if isinstance(value, list):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 def read_override(override: str) -> tuple[str, Any]:
@@ -434,7 +451,7 @@ def read_yaml(path: Path, what: str, shipped: str) -> dict[str, Any]:
     if not path.is_file():
         raise DistsegError(f"{what}: got {path}; no such file; see {shipped}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DistsegError(f"{what}: got {path}; it must be YAML; {error}") from None
     if not isinstance(values, dict | None):
@@ -442,6 +459,16 @@ def read_yaml(path: Path, what: str, shipped: str) -> dict[str, Any]:
             f"{what}: got {path} holding a {type(values).__name__}; it must hold `key: value` lines; see {shipped}"
         )
     return values or {}
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which would keep the last of two equal keys and lose the other's section without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({key for key in keys if keys.count(key) > 1 and key != "<<"}):
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -48,13 +49,28 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
                 kind = "" if isinstance(error, Stopped) else "error: "
                 # Another rank's progress bar may stand in the terminal's line.
                 before = "\n" if isinstance(error, RankError) and sys.stderr.isatty() else ""
-                print(f"{before}{kind}{' '.join(str(error).split())}", file=sys.stderr)
+                print(f"{before}{kind}{' '.join(told(error).split())}", file=sys.stderr)
             return getattr(error, "status", 1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
 
     return command
+
+
+def told(error: Exception) -> str:
+    """What a user is told: of a file the system says neither rule nor remedy."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"file: got {error.filename}; {error.strerror}; mend it, or choose another place"
+    return str(error)
+
+
+def not_negative(text: str) -> float:
+    """argparse type for tolerances: a finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}; must be a finite number of at least 0")
+    return value
 
 
 def positive_int(text: str) -> int:

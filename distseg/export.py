@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distseg.errors import DistsegError, one_line_errors, positive_int
+from distseg.errors import DistsegError, not_negative, one_line_errors, positive_int
 
 
 @one_line_errors
@@ -80,7 +80,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dice-tolerance",
-        type=float,
+        type=not_negative,
         default=0.002,
         metavar="D",
         help="largest change of a region's Dice (default 0.002)",

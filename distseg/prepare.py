@@ -133,6 +133,8 @@ def _labels(text: str) -> dict[str, int]:
         name, _, number = part.partition("=")
         if not name.isidentifier() or not number.isdigit() or not 1 <= int(number) <= 254:
             raise argparse.ArgumentTypeError(f"got {part!r}; must be NAME=NUMBER with a number from 1 to 254")
+        if name in labels:
+            raise argparse.ArgumentTypeError(f"got {name} twice; each label may be there once")
         labels[name] = int(number)
     if len(set(labels.values())) < len(labels):
         raise argparse.ArgumentTypeError(f"got {text}; each label needs a number of its own")

@@ -17,8 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(args.config, [*args.overrides, f"data.store={args.store}"])
     from distseg.data.preview import draw_preview  # here, so that --help answers at once
 
-    draw_preview(config, args.out, n_slices=args.slices, n_epochs=args.epochs)
-    print(f"{args.out}: {args.slices} training slices, unchanged and in {args.epochs} epochs")
+    n_drawn = draw_preview(config, args.out, n_slices=args.slices, n_epochs=args.epochs)
+    print(f"{args.out}: {n_drawn} training slices, unchanged and in {args.epochs} epochs")
     return 0
 
 

@@ -18,7 +18,7 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 from distseg.config import Config, config_as_yaml, load_config
-from distseg.errors import RankError, Stopped, one_line_errors
+from distseg.errors import RankError, Stopped, one_line_errors, told
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -106,12 +106,12 @@ def _train(
         start = f"resumes after step {step}" if step else "starts from the beginning"
         no_checkpoint = " (--resume: no complete checkpoint there)" if resume and not step else ""
         print(f"{folder.root} {start}{no_checkpoint}: {trainer.describe()}", flush=True)
-        patients = {
-            split: sorted({case.patient for case in split_slices(config, store, split).cases})
+        cases = {
+            split: {case.folder: case.patient for case in split_slices(config, store, split).cases}
             for split in ("train", "val")
         }
         world, precision = accelerator.num_processes, accelerator.mixed_precision
-        folder.begin(config, trainer.progress, patients, world, precision, trainer.strategy.name)
+        folder.begin(config, trainer.progress, cases, world, precision, trainer.strategy.name)
 
     on_main(accelerator, begin)
     with named_rank(trainer):
@@ -130,7 +130,7 @@ def named_rank(trainer: "Trainer") -> Iterator[None]:
     try:
         yield
     except (RankError, OSError) as error:
-        raise RankError(f"{rank}: {error}") from error
+        raise RankError(f"{rank}: {told(error)}") from error
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise

@@ -50,7 +50,7 @@ def test_every_path_of_the_map_exists() -> None:
 def test_the_python_of_the_readme_runs_on_an_exported_model(small_run: Path, tmp_path: Path) -> None:
     export_run(small_run, tmp_path / "model", ExportOptions(precision="float32"))
     (code,) = blocks("python")
-    check = "assert mask.shape == (1, 1, 512, 512) and probability.shape == (1, 2, 512, 512)"
+    check = "assert mask.shape == (1, 1, 512, 512) and probability.shape == (1, 2, 512, 512); probability.numpy()"
     words = [sys.executable, "-W", "ignore", "-c", code + check]
     subprocess.run(words, cwd=tmp_path, check=True, timeout=120)
 

@@ -96,6 +96,15 @@ def write_segmentation(
         segmentation.save_as(aside)
 
 
+def check_series(files: Sequence[Path]) -> None:
+    """Finds out before a series is segmented that it cannot be referenced.
+
+    Raises:
+        DistsegError: it lacks what a reference to it needs.
+    """
+    _sources(sorted_frames(files))
+
+
 def _sources(frames: Sequence[Frame]) -> tuple[list[pydicom.Dataset], list[int]]:
     """The images of a series, and which of its sorted frames the first, second ... frame of theirs is."""
     files = list(dict.fromkeys(frame.path for frame in frames))

@@ -25,7 +25,7 @@ ZENODO_SEPARATE = {"Lung_Mask": LUNG_VALUES, "Infection_Mask": {1: 2}}
 ZENODO_JOINT = {"Lung_and_Infection_Mask": LUNG_VALUES | {3: 2}}
 
 PAIRED_IMAGES, PAIRED_JOINT = "images", "labels"
-CSV_NAME = "cases.csv"
+CSV_NAME, STORE_JSON = "cases.csv", "store.json"  # a store may lie inside its source
 SPLITS = ("train", "val", "test")
 
 
@@ -173,13 +173,18 @@ def _stack(src: Path, stem: str) -> Path | None:
 
 
 def _paired(src: Path, labels: Mapping[str, int]) -> Source:
-    images = _cases_in(src / PAIRED_IMAGES)
+    left_out: list[Path] = []
+    images = _cases_in(src / PAIRED_IMAGES, left_out)
     if not images:
         raise DistsegError(
             f"source: got {src / PAIRED_IMAGES} without a volume; it must hold NIfTI files, PNG slices "
             "<case>_<number>.png, or a folder a case of PNG slices or of DICOM files"
         )
-    folders = sorted(f.name for f in src.iterdir() if f.is_dir() and f.name != PAIRED_IMAGES and f.name[0] != ".")
+    folders = sorted(
+        f.name
+        for f in src.iterdir()
+        if f.is_dir() and f.name != PAIRED_IMAGES and f.name[0] != "." and not (f / STORE_JSON).is_file()
+    )
     for name in folders:
         if name != PAIRED_JOINT and name not in labels:
             raise DistsegError(
@@ -189,30 +194,43 @@ def _paired(src: Path, labels: Mapping[str, int]) -> Source:
         raise DistsegError(f"source: got {src} without masks; it must hold a folder a label ({', '.join(labels)})")
     masks: dict[str, list[MaskSource]] = {case_id: [] for case_id in images}
     for name in sorted(folders, key=lambda name: labels.get(name, 0)):
-        found = _cases_in(src / name)
+        found = _cases_in(src / name, left_out)
         _check_pairs(src / name, {i: files[0] for i, files in images.items()}, {i: f[0] for i, f in found.items()})
         for case_id, files in images.items():
             masks[case_id].append(_mask_source(name, labels, _in_order_of(files, found[case_id])))
     held = labels if PAIRED_JOINT in folders else {n: v for n, v in labels.items() if n in folders or v == 0}
     cases = (CaseSource(i, _patient(i, files), files, tuple(masks[i])) for i, files in images.items())
-    return Source(src, "paired", held, tuple(cases))
+    notes = []
+    if left_out:
+        some = ", ".join(str(path.relative_to(src)) for path in left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+        notes = [
+            f"left out, since they are no .nii, .nii.gz, .png, DICOM file or folder of those: {some} ({len(left_out)} in all)"
+        ]
+    return Source(src, "paired", held, tuple(cases), notes=tuple(notes))
 
 
-def _cases_in(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The files of each case of a folder: one file, the PNG slices in the order of their numbers, or a DICOM series."""
+def _cases_in(folder: Path, left_out: list[Path]) -> dict[str, tuple[Path, ...]]:
+    """The files of each case of a folder: one file, the PNG slices in the order of their numbers, or a DICOM series.
+
+    Args:
+        folder: to look into.
+        left_out: gets what is none of these.
+    """
     volumes: list[tuple[str, tuple[Path, ...]]] = []
     slices: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            volumes.append((path.name, _files_of_folder(path)))
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if path.is_dir() and (files := _files_of_folder(path)):
+            volumes.append((path.name, files))
         elif is_nifti(path):
             volumes.append((nifti_stem(path), (path,)))
         elif is_png(path):
             slices.setdefault(re.sub(r"_\d+$", "", path.stem), []).append(path)
         elif is_dicom(path):
             volumes.append((path.name.removesuffix(".dcm"), (path,)))
+        else:
+            left_out.append(path)
     volumes += [(case_id, tuple(sorted(files, key=_number))) for case_id, files in slices.items()]
-    return _by_case((case_id, files) for case_id, files in volumes if files)
+    return _by_case(volumes)
 
 
 def _files_of_folder(folder: Path) -> tuple[Path, ...]:
@@ -270,6 +288,10 @@ def _csv(src: Path, labels: Mapping[str, int]) -> Source:
         raise DistsegError(
             f"csv {path}: got column {unknown[0]!r}; columns are id, image, mask, patient, split and label names "
             f"({', '.join(labels)}); rename it, or name your labels with --labels"
+        )
+    if len(set(columns)) < len(columns):
+        raise DistsegError(
+            f"csv {path}: got columns {', '.join(columns)}; each may be there once; rename or remove one"
         )
     if not {"image", "patient"} <= set(columns) or not ({"mask"} & set(columns) or label_columns):
         raise DistsegError(f"csv {path}: got columns {', '.join(columns)}; image, patient and a mask are needed")

@@ -92,7 +92,9 @@ def _open(path: Path) -> nib.Nifti1Image:
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one too
         raise DistsegError(f"volume {path}: got {type(image).__name__}; it must be NIfTI; convert it")
     if len(shape) != 3 or 0 in shape:
-        raise DistsegError(f"volume {path}: got shape {shape}; it must be three-dimensional and not empty")
+        raise DistsegError(
+            f"volume {path}: got shape {shape}; it must be three-dimensional and not empty; take one volume out of it"
+        )
     check_voxel_count(path, shape)
     if unit := NOT_MM.get(int(image.header["xyzt_units"]) & 7):  # millilitres would be wrong a billion times
         raise DistsegError(f"volume {path}: got voxel sizes in {unit}; CT's are in mm; mend the header (xyzt_units)")

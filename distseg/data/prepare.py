@@ -1,14 +1,18 @@
 """Source volumes into a store: read, checked, restored to HU, cut into slices, one worker a volume."""
 
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +23,21 @@ from distseg.cluster import cluster_executor
 from distseg.data.layouts import LABELS, CaseSource, Source, find_source, relative_name
 from distseg.data.masks import read_image, read_labels
 from distseg.data.splits import Folds, assign_folds, check_fold_count, given_folds, ma2021_folds
-from distseg.data.store import CASE_JSON, FOREGROUND, STORE_VERSION, Case, Store, open_store, write_store_json
+from distseg.data.store import (
+    CASE_JSON,
+    FOREGROUND,
+    STORE_VERSION,
+    Case,
+    Store,
+    open_store,
+    problems_of_case,
+    write_store_json,
+)
 from distseg.data.volume import hounsfield
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, is_free, locked, replace_folder, sha256_of, write_json
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 POSITIONS_PER_SLICE = 8  # of each label: enough for crops that differ, little to keep
 
 
@@ -97,20 +111,38 @@ def prepare_store(
         _remove_unnamed(building, cases)
         if not in_place:
             replace_folder(building, root)
-    notes = list(source.notes)
+    return open_store(root), (*source.notes, *_notes_on_folds(source, rule))
+
+
+def _notes_on_folds(source: Source, rule: FoldRule) -> Iterator[str]:
     if rule.method == "ma2021":
-        notes.append("the folds ma2021 part two patients: compare with published figures only")
-    return open_store(root), tuple(notes)
+        yield "the folds ma2021 part two patients: compare with published figures only"
+        return
+    named = source.split_of_patient.values()
+    ignored = ["--test-patients"] if named and rule.n_test else []
+    ignored += (
+        ["--folds and --holdout"] if "val" in named and (rule.n_folds, rule.holdout) != (FoldRule.n_folds, None) else []
+    )
+    if ignored:
+        yield f"the source names its splits: {' and '.join(ignored)} count for nothing"
 
 
 @contextlib.contextmanager
 def _executor(cluster: str | None, workers: int) -> Iterator[Executor]:
     if cluster is None:
-        with ProcessPoolExecutor(workers) as pool:
+        # Forked, so that they are this process's own children and end with it.
+        with ProcessPoolExecutor(workers, get_context("fork"), _end_with, (os.getpid(),)) as pool:
             yield pool
         return
     with cluster_executor(cluster, "--cluster", "volume") as executor:
         yield executor
+
+
+def _end_with(parent: int) -> None:
+    """Has Linux end this worker with its parent, however that ends: it would wait for work for ever, and hold the store's lock."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # gone before the line above
+        os._exit(1)
 
 
 def _prepare_cases(source: Source, reading: Reading, executor: Executor) -> list[Case]:
@@ -138,7 +170,7 @@ def prepare_case(source: CaseSource, reading: Reading) -> Case:
     made_from += [[dict(mask.label_of_value), dict(mask.label_of_segment)] for mask in source.masks]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = Path("slices") / digest[:2] / f"{source.id}-{digest[:12]}"
-    if done := _read_done(reading.root / folder):
+    if (done := _read_done(reading.root / folder)) and not problems_of_case(reading.root, done):
         return done
     volume = read_image(source)
     hu_ZYX, origin = hounsfield(volume, reading.intensity)
@@ -214,10 +246,14 @@ def _check_folds(source: Source, rule: FoldRule) -> None:
     """Finds out before any volume is read that the folds cannot be made."""
     if rule.method == "ma2021":
         ma2021_folds({case.id: case.patient for case in source.cases})
-    elif not source.split_of_patient:
+        return
+    named = list(source.split_of_patient.values())
+    if not named:
         check_fold_count(len({case.patient for case in source.cases}), rule.n_folds, rule.n_test)
-    elif "train" not in source.split_of_patient.values():
+    elif "train" not in named:
         raise DistsegError(f"source: got {source.root} without a patient in split train; someone has to train; mend it")
+    elif "val" not in named:
+        check_fold_count(named.count("train"), rule.n_folds, 0)
 
 
 def _folds(source: Source, cases: Sequence[Case], rule: FoldRule) -> Folds:

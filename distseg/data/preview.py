@@ -18,8 +18,8 @@ from distseg.files import written_aside
 LABEL_COLOURS = ("#4cc9f0", "#ff6b35", "#b5e48c", "#f15bb5")  # of label 1, 2, ...: apart for colour-blind eyes on grey
 
 
-def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> None:
-    """Draws training slices (those with the focus region first), unchanged and as the loader gives them.
+def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> int:
+    """Draws training slices (those with the focus region first), unchanged and as the loader gives them; says how many there were.
 
     Raises:
         DistsegError: no such store, fold or slice.
@@ -41,6 +41,7 @@ def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> No
             axes[row, column].set_title(files.id if column == 0 else f"epoch {column - 1}", fontsize=7)
             draw_outlines(axes[row, column], labels[row])
     save_figure(figure, path)
+    return len(slices)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -166,18 +166,22 @@ class Store:
         """
         self._check_fold(fold)
         val, test = set(self.folds.folds[fold]), set(self.folds.test)
-        members = {
-            "train": lambda case: not {case.patient, case.id} & (val | test),
-            "val": lambda case: bool({case.patient, case.id} & val),
-            "test": lambda case: bool({case.patient, case.id} & test),
+        is_in = {
+            "train": lambda member: member not in val | test,
+            "val": lambda member: member in val,
+            "test": lambda member: member in test,
         }[split]
-        cases = tuple(case for case in self.cases if members(case))
+        cases = tuple(case for case in self.cases if is_in(self._member(case)))
         if not cases:
             raise DistsegError(
                 f"split {split}: got no patient in {self.root}; it needs at least one; run `distseg prepare` again with "
                 f"{'--test-patients N' if split == 'test' else 'other --folds'}"
             )
         return cases
+
+    def _member(self, case: Case) -> str:
+        """What the folds know a case by; never both: a patient may be named like another one's case."""
+        return case.id if self.folds.method == "ma2021" else case.patient
 
     def _check_fold(self, fold: int) -> None:
         count = len(self.folds.folds)
@@ -203,7 +207,7 @@ class Store:
     def _leaky_slices(self, split: str, fold: int, seed: int) -> Slices:
         self._check_fold(fold)
         test = set(self.folds.test)
-        cases = tuple(case for case in self.cases if not {case.patient, case.id} & test)
+        cases = tuple(case for case in self.cases if self._member(case) not in test)
         every = Slices(self.root, cases)
         n_folds = max(2, len(self.folds.folds))
         fold_of_slice = np.random.default_rng(seed).permutation(len(every)) % n_folds
@@ -255,12 +259,13 @@ def write_store_json(root: Path, layout: str, labels: Mapping[str, int], cases: 
 def damaged_files(store: Store) -> Iterator[str]:
     """One line for each file of the store that is missing, changed or does not say what store.json says."""
     with ThreadPoolExecutor() as pool:
-        problems = pool.map(functools.partial(_problems_of_case, store.root), store.cases)
+        problems = pool.map(functools.partial(problems_of_case, store.root), store.cases)
         for found in tqdm(problems, "check", total=len(store.cases), unit="volume"):
             yield from found
 
 
-def _problems_of_case(root: Path, case: Case) -> list[str]:
+def problems_of_case(root: Path, case: Case) -> list[str]:
+    """One line for each file of a case that is missing, changed or does not say what the case does."""
     folder = root / case.folder
     try:
         values = _read_json(folder / CASE_JSON)

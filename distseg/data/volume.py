@@ -123,6 +123,11 @@ def hounsfield(volume: Volume, intensity: str = "auto") -> tuple[np.ndarray, str
     low, high = float(volume.values_ZYX.min()), float(volume.values_ZYX.max())
     if not np.isfinite([low, high]).all():
         raise DistsegError(f"volume {volume.path}: holds NaN or infinite values; HU are finite; mend or leave it out")
+    if low >= 0 and high <= 1:
+        raise DistsegError(
+            f"volume {volume.path}: got values {low:g}..{high:g}, scaled to 0..1 or without contrast; HU or grey 0..255 are needed; "
+            "take the volume of before it was scaled"
+        )
     looks_grey = low >= 0 and high <= 255
     if intensity == "grey" and not looks_grey or intensity == "hu" and looks_grey:
         seen = "grey" if looks_grey else "hu"

@@ -124,7 +124,7 @@ def _one_a_channel(values: tuple[float, ...], in_channels: int) -> tuple[float, 
 
 def _feature_network(name: str, in_channels: int, output_stride: int, levels: int) -> Any:
     if not is_model(name):
-        nearest = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "none"
+        nearest = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.0))
         raise DistsegError(f"model.encoder: got {name!r}; must be a timm model; the nearest names are {nearest}")
     stride_of_timm = 32 if is_model_in_modules(name, DILATED_HERE) else output_stride
     options: dict[str, Any] = {"features_only": True, "out_indices": tuple(range(levels)), "in_chans": in_channels}

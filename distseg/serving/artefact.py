@@ -23,7 +23,7 @@ from distseg.models.segmenter import HuSegmenter, write_order
 from distseg.models.table import forward_cost
 from distseg.serving.formats import FORMATS, PRECISIONS, Format, in_precision, networks_of
 from distseg.serving.repository import PYTHON_REPOSITORY, PYTORCH_REPOSITORY, write_repositories
-from distseg.serving.verification import Sample, dice_of_samples, read_samples, verify
+from distseg.serving.verification import Differs, Sample, dice_of_samples, read_samples, verify
 from distseg.training.inference import inference_device, segment_cases, split_slices
 from distseg.training.postprocessing import RegionRule, read_rules, rules_as_dict
 from distseg.training.run_folder import RunFolder, best_metadata, load_best, load_ensemble, open_run
@@ -91,11 +91,30 @@ def export_run(
     if config.model.deep_supervision:
         described["model"]["depth"] = options.depth or MAX_DEPTH
         described["depths"] = describe_depths(folder, config)
+    try:
+        return _publish(out, segmenter, described, options, samples)
+    except Differs as error:
+        if options.precision != "auto" or precision["weights"] == "float32":
+            raise
+        because = f"the file in {precision['weights']} {error.found}"
+    described["precision"] = {"weights": "float32", "because": because}
+    return _publish(out, whole, described, options, samples)
+
+
+def _publish(
+    out: Path, segmenter: HuSegmenter, described: dict[str, Any], options: ExportOptions, samples: Sequence[Sample]
+) -> dict[str, Any]:
+    """Writes and verifies the file and what lies beside it; gives what is in model.json.
+
+    Raises:
+        Differs: from the eager model.
+    """
+    format = FORMATS[options.format]
     with folder_written_aside(out) as aside:
         path = aside / format.file
-        format.write(segmenter, path, described, device)
-        described["verification"] = verify(segmenter, path, described, format.exact and not options.frozen, samples)
-        described["sha256"] = sha256_of(path)
+        format.write(segmenter, path, described, inference_device())
+        verification = verify(segmenter, path, described, format.exact and not options.frozen, samples)
+        described = described | {"verification": verification, "sha256": sha256_of(path)}
         write_json(aside / DESCRIPTION, described)
         if options.format == "torchscript":
             write_repositories(aside, described)

@@ -14,7 +14,7 @@ from distseg.errors import DistsegError
 from distseg.serving.work import Task
 from distseg.tables import append_rows, read_rows, write_rows
 
-NAME = "predictions.jsonl"
+NAME, TABLE = "predictions.jsonl", "volumes.csv"
 
 
 class Finished:
@@ -23,17 +23,22 @@ class Finished:
     Args:
         folder: of the masks, which nobody else writes into.
         tasks: what is wanted now.
+        outputs: names of the files that each of them, in order, will have.
         made_by: digest of the model and of the options that change a file.
 
     Raises:
         DistsegError: the folder holds files of these names that predict did not write, or that were changed since.
     """
 
-    def __init__(self, folder: Path, tasks: Sequence[Task], made_by: str) -> None:
+    def __init__(self, folder: Path, tasks: Sequence[Task], outputs: Sequence[Sequence[str]], made_by: str) -> None:
         self.path, self.made_by = folder / NAME, made_by
         self.lines: dict[str, dict[str, Any]] = {line["volume"]: line for line in read_rows(self.path)}
         changed = [task for task in tasks if task.name in self.lines and not self._is_whole(task)]
-        if taken := [task.mask.name for task in tasks if task.name not in self.lines and task.mask.exists()]:
+        wanted = [TABLE] if not self.path.exists() else []
+        wanted += [
+            name for task, names in zip(tasks, outputs, strict=True) for name in names if not self._tells_of(task, name)
+        ]
+        if taken := [name for name in wanted if (folder / name).exists()]:
             raise DistsegError(
                 f"output: got {folder}, which holds {taken[0]} of something else; nothing is overwritten; move it away, or "
                 "give another folder"
@@ -50,6 +55,11 @@ class Finished:
             if leftover.is_file():
                 leftover.unlink()  # of a process that was killed
         self._write()  # whole again: a line that a kill cut short would swallow the next
+
+    def _tells_of(self, task: Task, name: str) -> bool:
+        """Whether a file is predict's own: of a volume that was begun, any may be."""
+        line = self.lines.get(task.name)
+        return line is not None and (not line["files"] or name in line["files"])
 
     def __contains__(self, task: Task) -> bool:
         return task.name in self.lines and bool(self.lines[task.name]["files"])

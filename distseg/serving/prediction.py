@@ -19,7 +19,7 @@ from distseg.data.nifti import is_nifti, read_nifti, write_on_grid
 from distseg.data.volume import Volume, hounsfield
 from distseg.errors import DistsegError
 from distseg.files import locked
-from distseg.serving.finished import Finished
+from distseg.serving.finished import TABLE, Finished
 from distseg.serving.model import Model
 from distseg.serving.work import Task, Work
 from distseg.tables import write_csv
@@ -72,8 +72,8 @@ class Predictor:
 
     def _predict_folder(self, folder: Path, tasks: Sequence[Task]) -> None:
         identity = json.dumps([self.model.identity, asdict(self.options)])
-        finished = Finished(folder, tasks, hashlib.sha256(identity.encode()).hexdigest())
-        table = folder / "volumes.csv"
+        finished = Finished(folder, tasks, self._outputs(tasks), hashlib.sha256(identity.encode()).hexdigest())
+        table = folder / TABLE
         table.unlink(missing_ok=True)  # until it is of these masks
         missing = [task for task in tasks if task not in finished]
         if len(missing) < len(tasks):
@@ -96,9 +96,24 @@ class Predictor:
                 "what failed and run the same command again"
             )
 
+    def _outputs(self, tasks: Sequence[Task]) -> list[list[str]]:
+        """Names of each volume's files; refuses two of one name."""
+        names = [[path.name for path in (*_beside(task, self.model, self.options), task.mask)] for task in tasks]
+        task_of: dict[str, Task] = {}
+        for task, name in ((task, name) for task, own in zip(tasks, names, strict=True) for name in own):
+            if (other := task_of.setdefault(name, task)) is not task:
+                raise DistsegError(
+                    f"input: got {other.source.name} and {task.source.name}; both would write {name}; rename one"
+                )
+        return names
+
     def _predict_volume(self, task: Task, read: Future[Read], count: str) -> tuple[list[Path], dict[str, Any]]:
         """From voxels to files and a line about them; gives the files and the row of volumes.csv."""
         volume, origin = read.result()
+        if self.options.format == "dicom-seg":
+            from distseg.data.dicom_seg import check_series  # slow to import, and few need it
+
+            check_series(task.files)
         start = time.perf_counter()
         # A bar of its own where there is a terminal; elsewhere the line below is all that is seen.
         bar = tqdm(total=len(volume.values_ZYX), desc=f"{count} {task.name}", unit="slice", leave=False, disable=None)
@@ -112,34 +127,35 @@ class Predictor:
         return files, row | found
 
 
+def _beside(task: Task, model: Model, options: Options) -> list[Path]:
+    """What is written of a volume besides its mask: the probabilities of the regions in their order, the overlay."""
+    endings = [f"_probability_{name}.nii.gz" for name in model.described.regions] if options.probabilities else []
+    return [task.beside(ending) for ending in (*endings, *(["_overlay.png"] if options.overlay else []))]
+
+
 def _write(
     task: Task, volume: Volume, mask_ZYX: np.ndarray, probability_RZYX: np.ndarray, model: Model, options: Options
 ) -> list[Path]:
     """All files of a volume, the mask last; where it cannot be written, the others go again."""
-    regions, files = model.described.regions, []
+    regions, beside = model.described.regions, _beside(task, model, options)
     with contextlib.ExitStack() as unless_whole:
-
-        def another(ending: str) -> Path:
-            files.append(task.beside(ending))
-            unless_whole.callback(files[-1].unlink, missing_ok=True)
-            return files[-1]
-
         if options.probabilities is not None:
-            for name, probability_ZYX in zip(regions, probability_RZYX, strict=True):
-                path = another(f"_probability_{name}.nii.gz")
+            for path, probability_ZYX in zip(beside, probability_RZYX, strict=False):  # the overlay is the last
+                unless_whole.callback(path.unlink, missing_ok=True)
                 _write_probability(path, probability_ZYX, volume, options.probabilities)
         if options.overlay:
+            unless_whole.callback(beside[-1].unlink, missing_ok=True)
             overlays = most_affected_slices(volume.values_ZYX, mask_ZYX, regions)
-            draw_overlays(overlays, model.described.labels, another("_overlay.png"), heading=task.name)
+            draw_overlays(overlays, model.described.labels, beside[-1], heading=task.name)
         if options.format == "dicom-seg":
-            from distseg.data.dicom_seg import write_segmentation  # slow to import, and few need it
+            from distseg.data.dicom_seg import write_segmentation
 
             by_width = {name: regions[name] for name in regions_by_width(regions)}
             write_segmentation(task.mask, mask_ZYX, task.files, by_width, model.described.weights_sha256)
         else:
             write_on_grid(task.mask, mask_ZYX, volume)
         unless_whole.pop_all()
-    return [*files, task.mask]
+    return [*beside, task.mask]
 
 
 def _write_probability(path: Path, probability_ZYX: np.ndarray, volume: Volume, dtype: str) -> None:

@@ -50,6 +50,14 @@ COMPUTED_EXACTLY = "report this model"
 COMPUTED_OTHERWISE = "--precision float32 comes closer; --format torchscript without --frozen is exact"
 
 
+class Differs(DistsegError):
+    """A file that is not what the eager model is."""
+
+    def __init__(self, found: str, remedy: str) -> None:
+        self.found = found
+        super().__init__(f"export: the file {found}; nothing was written; {remedy}")
+
+
 @dataclass(frozen=True)
 class Sample:
     """Some slices of a case of the validation split, as a segmenter takes them."""
@@ -110,7 +118,8 @@ def verify(
         What model.json says about it.
 
     Raises:
-        DistsegError: the file does not run, or differs by more than is accepted.
+        Differs: by more than is accepted.
+        DistsegError: the file does not run.
     """
     accepted = EXACT if exact else COMPILED[metadata["precision"]["weights"]]
     size = [length for length in metadata["input"]["shape"][2:] if isinstance(length, int)]
@@ -143,9 +152,10 @@ def _require(check: Mapping[str, Any], accepted: Accepted, remedy: str) -> None:
     n, _, height, width = check["shape"]
     allowed = int(np.ceil(accepted.mask_share * n * height * width))
     if not difference <= accepted.probability or pixels > allowed:  # written so that NaN fails too
-        raise DistsegError(
-            f"export: the file differs from the eager model at shape {check['shape']} by {difference:g} in probability and "
-            f"{pixels} mask pixels; at most {accepted.probability:g} and {allowed} are accepted; nothing was written; {remedy}"
+        raise Differs(
+            f"differs from the eager model at shape {check['shape']} by {difference:g} in probability and {pixels} mask pixels; at "
+            f"most {accepted.probability:g} and {allowed} are accepted",
+            remedy,
         )
 
 

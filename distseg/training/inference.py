@@ -123,22 +123,32 @@ def read_masks(folder: Path, store: Store, slices: Slices) -> Iterator[Segmented
     """Masks that something else made: FOLDER/<case>.nii.gz or .nii, the store's labels, in any axis order.
 
     Raises:
-        DistsegError: a case without a mask; a mask of another shape, or with a label that the store has not.
+        DistsegError: a case without a mask; a mask of another shape or voxel size, or with a label that the store has not.
     """
     files = _mask_files(folder, slices.cases)
     known = sorted(set(store.labels.values()))
     for case, z in slices.by_case():
         path = files[case.id]
         hu_ZYX, truth_ZYX = store.read_case(case)
-        mask_ZYX = read_nifti(path).values_ZYX
+        mask = read_nifti(path)
+        mask_ZYX = mask.values_ZYX
         if mask_ZYX.shape != truth_ZYX.shape:
             raise DistsegError(
                 f"masks: got {path} of shape {mask_ZYX.shape}; case {case.id} has {truth_ZYX.shape} (slices, rows, columns); "
                 "a mask must lie on its volume's grid"
             )
+        if case.spacing_mm and mask.spacing_mm and not np.allclose(mask.spacing_mm, case.spacing_mm, rtol=0.01):
+            raise DistsegError(
+                f"masks: got {path} with voxels of {_as_mm(mask.spacing_mm)}; case {case.id} has {_as_mm(case.spacing_mm)}; a mask must "
+                "lie on its volume's grid; write it with the volume's geometry"
+            )
         if unknown := sorted(set(np.unique(mask_ZYX).tolist()) - set(known)):
             raise DistsegError(f"masks: got label {unknown[0]:g} in {path}; the store's are {known}; remap it")
         yield SegmentedCase(case, z, hu_ZYX[z], truth_ZYX[z], mask_ZYX[z].astype(np.uint8))
+
+
+def _as_mm(spacing_mm: Sequence[float]) -> str:
+    return " x ".join(f"{side:.3g}" for side in spacing_mm) + " mm"
 
 
 def _mask_files(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:

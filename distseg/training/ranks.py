@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, gather_object
 
 from distseg.config import Config
-from distseg.errors import DistsegError
+from distseg.errors import DistsegError, told
 
 T = TypeVar("T")
 
@@ -122,7 +122,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
         try:
             outcome = [action(), None]
         except (DistsegError, OSError) as error:
-            outcome = [None, str(error)]
+            outcome = [None, told(error)]
     if accelerator.num_processes > 1:
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
@@ -140,7 +140,7 @@ def on_all(accelerator: Accelerator, action: Callable[[], T]) -> list[T]:
     try:
         outcome = action(), None
     except (DistsegError, OSError) as error:
-        outcome = None, str(error)
+        outcome = None, told(error)
     found = gather_object([outcome])
     if failures := [failure for _, failure in found if failure is not None]:
         raise DistsegError(failures[0])

@@ -1,6 +1,6 @@
 """The folder of a run: what it was told, what it saw, what it measured.
 
-run/  config.yaml  environment.json  patients.json  run_id  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors
+run/  config.yaml  environment.json  cases.json  run_id  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors
       figures/  samples/rank<r>.jsonl  tensorboard/  eval/<split>/  report.html  profile/trace.json
       postprocessing.json (of `distseg evaluate --tune`)  mlflow_run (of that tracker)
       lock (while it trains)  stacks/rank<r>.txt (of a hang)  preempted.json (a signal stopped it)
@@ -46,7 +46,7 @@ FREE_ON_RESUME = (*PACE_KEYS, "train.epochs", "train.max_steps", "train.batch_si
 # What the members of an ensemble must agree in: they are given the same image.
 SAME_IN_ENSEMBLE = ("data.windows_hu", "data.neighbours", "data.image_size", "data.fit", "regions")
 
-PATIENTS = "patients.json"  # of a run's splits
+CASES = "cases.json"  # of a run's splits
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class RunFolder:
 
     def patients(self, split: str) -> list[str]:
         """That the run was trained on (train) or validated on (val); none before it has begun."""
-        path = self.root / PATIENTS
-        return json.loads(path.read_text())[split] if path.is_file() else []
+        path = self.root / CASES
+        return sorted(set(json.loads(path.read_text())[split].values())) if path.is_file() else []
 
     def samples(self, rank: int) -> Path:
         return self.root / "samples" / f"rank{rank}.jsonl"
@@ -135,23 +135,27 @@ class RunFolder:
         self,
         config: Config,
         progress: Progress,
-        patients: Mapping[str, Sequence[str]],
+        cases: Mapping[str, Mapping[str, str]],
         world_size: int,
         precision: str,
         strategy: str,
     ) -> None:
         """Writes what the run is, and drops what was logged after `progress` so that no line is repeated or lost.
 
+        Args:
+            config, progress, world_size, precision, strategy: of the run.
+            cases: split -> folder in the store (named after what the case was made from) -> patient.
+
         Raises:
-            DistsegError: it began with other patients.
+            DistsegError: it began with other patients, or with other files of them.
         """
-        path = self.root / PATIENTS
-        if path.is_file() and json.loads(path.read_text()) != patients:
+        path = self.root / CASES
+        if path.is_file() and json.loads(path.read_text()) != cases:
             raise DistsegError(
-                f"data.store: got {config.data.store}, whose patients are no longer dealt as in {path}; a resumed run keeps "
-                "those it began with; prepare the store as it was, or start a new run"
+                f"data.store: got {config.data.store}, whose cases are no longer those of {path}; a resumed run keeps those it "
+                "began with; prepare the store as it was, or start a new run"
             )
-        write_json(path, patients)
+        write_json(path, cases)
         if not self.run_id():
             write_text(self.root / "run_id", uuid.uuid4().hex + "\n")
         write_json(self.root / "environment.json", describe_environment(world_size, precision, strategy))

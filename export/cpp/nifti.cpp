@@ -114,10 +114,12 @@ void check_claims(const nifti_image& header, const fs::path& path) {
   if (header.nifti_type != NIFTI_FTYPE_NIFTI1_1 && header.nifti_type != NIFTI_FTYPE_NIFTI2_1) {
     throw bad_volume(path, "got a header without voxels; header and voxels must be one file; convert it");
   }
-  const std::string shape = std::to_string(header.nx) + " x " + std::to_string(header.ny) + " x " +
-                            std::to_string(header.nz) + " voxels in " + std::to_string(header.ndim) + " dimensions";
-  if (header.ndim != 3 || 1.0 * header.nx * header.ny * header.nz > kMaxVoxels) {
-    throw bad_volume(path, "got " + shape + "; it must have three, and at most 2^31 voxels; the header may be broken");
+  std::string shape = std::to_string(header.dim[1]);
+  for (int axis = 2; axis <= std::min<int64_t>(header.ndim, 7); ++axis) shape += " x " + std::to_string(header.dim[axis]);
+  shape += " voxels in " + std::to_string(header.ndim) + " dimensions";
+  if (header.ndim != 3) throw bad_volume(path, "got " + shape + "; it must have three; take one volume out of it");
+  if (1.0 * header.nx * header.ny * header.nz > kMaxVoxels) {
+    throw bad_volume(path, "got " + shape + "; it must have at most 2^31; the header may be broken");
   }
   const double claimed = 1.0 * header.iname_offset + 1.0 * header.nvox * header.nbyper;
   const double size = static_cast<double>(fs::file_size(path));

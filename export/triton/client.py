@@ -2,7 +2,7 @@
 
 python export/triton/client.py localhost:8001 volume.nii.gz mask.nii.gz
 
-`distseg predict --server` does the same with DICOM, post-processing, and every check.
+The volume is in HU. `distseg predict --server` does the same with DICOM, grey volumes, post-processing, and every check.
 """
 
 import json
@@ -25,6 +25,8 @@ to_lps = nibabel.orientations.ornt_transform(
     nibabel.orientations.io_orientation(image.affine), nibabel.orientations.axcodes2ornt("LPS")
 )
 hu_XYZ = nibabel.orientations.apply_orientation(np.asanyarray(image.dataobj), to_lps)
+if hu_XYZ.min() >= 0:
+    sys.exit(f"{source}: got no value below 0; it must be in HU; distseg predict --server takes grey 0..255 too")
 hu_ZYX = np.clip(np.rint(hu_XYZ), -32768, 32767).astype(np.int16).transpose(2, 1, 0)
 
 masks = []

@@ -119,6 +119,29 @@ def test_labels_of_your_own_have_names_and_numbers(
     assert any(case.label_voxels["nodule"] for case in made.cases)
 
 
+def test_a_patient_may_be_named_like_another_ones_case(paired: Path, tmp_path: Path) -> None:
+    """Image 1 is of patient 2 and image 2 of patient 1: who is asked for is the patient."""
+    lines = [
+        f"images/{CASES[i]}.nii.gz,labels{i}.nii.gz,{i + 1},{patient}" for i, patient in enumerate((2, 1, 3, 2, 1, 4))
+    ]
+    for i, name in enumerate(CASES):
+        shutil.copy(paired / "lung" / f"{name}.nii.gz", paired / f"labels{i}.nii.gz")
+    (paired / "cases.csv").write_text("\n".join(["image,lung,id,patient", *lines]) + "\n")
+    made = prepare(paired, tmp_path / "store", layout="csv")
+    for fold in range(len(made.folds.folds)):
+        train, val = ({case.patient for case in made.cases_of(split, fold)} for split in ("train", "val"))
+        assert not train & val and len(train | val) == 4, fold
+
+
+def test_what_is_no_volume_is_told(paired: Path, tmp_path: Path) -> None:
+    (paired / "images/x.mha").touch()
+    shutil.copytree(paired / "images", paired / "lung/nested/deeper")
+    _, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), workers=1)
+    assert len(notes) == 1 and "images/x.mha, lung/nested (2 in all)" in notes[0]
+    prepare(paired, paired / "store")
+    prepare(paired, paired / "store")  # a store inside its source is no folder of masks
+
+
 def test_medseg_stacks_become_a_case_a_slice(store: Path, tmp_path: Path) -> None:
     opened = open_store(store)
     hu, labels = (

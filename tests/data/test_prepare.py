@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from distseg.data.prepare import FoldRule, foreground_positions, prepare_store
@@ -103,6 +104,34 @@ def test_a_second_prepare_of_the_same_store_is_refused_while_one_runs(source: Pa
             prepare(source, tmp_path / "store")
     prepare(source, tmp_path / "store")
     assert not list(tmp_path.glob(".lock-*"))
+
+
+def test_a_killed_prepare_takes_its_workers_and_its_lock_along(source: Path, tmp_path: Path) -> None:
+    slow = (
+        "import sys, time, distseg.data.prepare as p; p.read_image = lambda source: (print('reading', flush=True), time.sleep(600));"
+        "from distseg.prepare import main; sys.exit(main())"
+    )
+    words = [sys.executable, "-c", slow, str(source), str(tmp_path / "store"), "--folds", "3", "--workers", "2"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout is not None and running.stdout.readline() == "reading\n"
+        workers = psutil.Process(running.pid).children()
+        running.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert len(gone) == 2 and not alive
+    prepare(source, tmp_path / "store")  # nobody holds its lock
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"x" * path.stat().st_size)]
+)
+def test_prepare_mends_what_check_finds(damage: Callable[[Path], object], source: Path, tmp_path: Path) -> None:
+    before = prepare(source, tmp_path / "store")
+    whole, case = before.read_case(before.cases[1]), before.cases[1]
+    damage(tmp_path / "store" / case.folder / "0002.image.npy")
+    assert len(list(damaged_files(before))) == 1
+    after = prepare(source, tmp_path / "store")
+    assert not list(damaged_files(after)) and after.cases == before.cases
+    assert all(np.array_equal(a, b) for a, b in zip(after.read_case(case), whole, strict=True))
 
 
 def test_check_names_every_file_that_is_not_what_it_was(

@@ -240,6 +240,21 @@ def test_a_file_too_far_from_the_model_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_auto_takes_float32_where_the_file_in_bfloat16_is_too_far(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, frozen = telling_run(small_run, tmp_path), ExportOptions(dice_tolerance=1.0, frozen=True)
+    monkeypatch.setitem(COMPILED, "bfloat16", Accepted(1.0, 1.0))
+    assert export_run(run, tmp_path / "near", frozen)["precision"]["weights"] == "bfloat16"
+    monkeypatch.setitem(COMPILED, "bfloat16", Accepted(0.0, 0.0))
+    precision = export_run(run, tmp_path / "far", frozen)["precision"]
+    assert precision.keys() == {"weights", "because"} and precision["weights"] == "float32"
+    assert "the file in bfloat16 differs from the eager model at shape [1, 1, 512, 512]" in precision["because"]
+    with pytest.raises(DistsegError, match="nothing was written; --precision float32 comes closer"):
+        export_run(run, tmp_path / "refused", dataclasses.replace(frozen, precision="bfloat16"))
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.slow
 def test_onnx_takes_one_size_and_gives_the_same(small_run: Path, model: Path, tmp_path: Path) -> None:
     out = compiled(small_run, tmp_path, "onnx")

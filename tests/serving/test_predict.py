@@ -332,6 +332,30 @@ def test_what_somebody_else_put_or_changed_there_is_not_lost(
     assert predict(small_run, volumes, out) == 0 and len(rows(out)) == 3
 
 
+def test_no_file_of_somebody_else_is_replaced_and_no_two_volumes_write_one(
+    model: Path, volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, words = tmp_path / "out", ("--overlay", "--probabilities", "uint8")
+    out.mkdir()
+    for name in ("volumes.csv", "phantom_002_overlay.png", "phantom_002_probability_lung.nii.gz"):
+        (out / name).write_text("mine")
+        assert predict(model, volumes, out, *words) == 1
+        assert f"which holds {name} of something else; nothing is overwritten" in capsys.readouterr().err
+        assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
+        (out / name).unlink()
+    assert predict(model, volumes, out) == 0
+    (out / "phantom_002_overlay.png").write_text("mine")
+    assert predict(model, volumes, out) == 0  # it asks for none
+    assert predict(model, volumes, out, *words) == 1
+    assert "which holds phantom_002_overlay.png of something else" in capsys.readouterr().err
+    assert (out / "phantom_002_overlay.png").read_text() == "mine" and len(rows(out)) == 3
+    (volumes / "phantom_003.nii.gz").rename(volumes / "phantom_001_probability_lung.nii.gz")
+    assert predict(model, volumes, tmp_path / "other") == 0
+    capsys.readouterr()
+    assert predict(model, volumes, tmp_path / "third", *words) == 1
+    assert "both would write phantom_001_probability_lung.nii.gz; rename one" in capsys.readouterr().err
+
+
 def test_one_bad_volume_does_not_stop_the_others(
     model: Path, volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -205,6 +205,10 @@ def test_container_and_cluster_start_the_same_image_with_the_same_words() -> Non
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     assert compose["image"] == container["image"] and re.search(r":\d\d\.\d\d-\S+$", container["image"])
     assert compose["command"] == container["args"]
+    (mount,) = compose["volumes"]
+    # A path that is not absolute would be looked for beside the file, and made there where it is missing.
+    assert mount["type"] == "bind" and mount["source"].startswith("${MODEL:?") and mount["target"] == "/model"
+    assert mount["bind"] == {"create_host_path": False} and mount["read_only"]
 
 
 def test_the_readme_names_every_file_beside_it() -> None:

@@ -18,7 +18,7 @@ from distseg.files import locked, write_json
 from distseg.models.segmenter import write_order
 from distseg.serving.artefact import ExportOptions, export_run
 from distseg.training.evaluation import evaluate_run
-from distseg.training.run_folder import PATIENTS
+from distseg.training.run_folder import CASES
 
 Run = Callable[..., Any]
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run_of_two_cases(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, said to have been validated on a fold of two cases."""
-    left_out = shutil.ignore_patterns("eval", PATIENTS)
+    left_out = shutil.ignore_patterns("eval", CASES)
     run = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("two") / "run", ignore=left_out))
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("fold: 0", "fold: 1"))
     return run
@@ -92,10 +92,6 @@ def test_post_processing_is_chosen_on_validation_and_used_from_then_on(
     )
 
 
-def store_patients(store: Path, split: str, fold: int) -> list[str]:
-    return sorted({case.patient for case in open_store(store).cases_of(split, fold)})
-
-
 def test_an_ensemble_is_scored_on_patients_that_no_member_has_seen(
     small_run: Path, store: Path, tmp_path: Path, run_command: Run
 ) -> None:
@@ -107,7 +103,8 @@ def test_an_ensemble_is_scored_on_patients_that_no_member_has_seen(
     )
     other = Path(shutil.copytree(small_run, tmp_path / "other"))
     config = (other / "config.yaml").read_text()
-    write_json(other / PATIENTS, {split: store_patients(store, split, fold=1) for split in ("train", "val")})
+    dealt = {split: open_store(store).cases_of(split, fold=1) for split in ("train", "val")}
+    write_json(other / CASES, {split: {case.folder: case.patient for case in cases} for split, cases in dealt.items()})
     with pytest.raises(DistsegError, match="--ensemble: .* was trained on 1 of the patients of split val"):
         evaluate_run(small_run, "val", ensemble=[other])
     # A store whose folds were dealt anew since: what is held out now was trained on.
@@ -169,6 +166,7 @@ def test_regions_write_the_label_of_their_own() -> None:
         (["evaluate", "{phantom}", "--store", "{store}", "regions={bone: [9]}"], 1, "regions.bone: got label 9"),
         (["evaluate", "{phantom}"], 1, "to score a folder of masks, give its --store"),
         (["export", "{run}", "{store}"], 1, "which holds something else"),
+        (["export", "{run}", "/tmp/never", "--dice-tolerance", "nan"], 2, "must be a finite number of at least 0"),
         (["train", "--config", "/nowhere.yaml"], 1, "config file: got /nowhere.yaml; no such file"),
         (["train", "train.epcohs=1"], 1, "did you mean train.epochs?"),
         (["train", "train.epochs"], 2, "must be section.key=value"),

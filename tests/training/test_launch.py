@@ -143,7 +143,7 @@ def test_what_one_rank_alone_cannot_do_is_one_line(store: Path, tmp_path: Path, 
     done = run_ranks(2, "train", *words, ok=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == [
-        "error: [Errno 2] No such file or directory: '/proc/distseg'"
+        "error: file: got /proc/distseg; No such file or directory; mend it, or choose another place"
     ]
 
 
