@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rule,
         layout=args.layout,
         labels={"background": 0} | args.labels if args.labels else LABELS,
+        ignore=args.ignore,
         intensity=args.intensity,
         workers=args.workers,
         cluster=args.cluster,
@@ -100,6 +101,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default 0)")
     parser.add_argument(
         "--labels", type=_labels, metavar="NAME=N,...", help="label names and numbers of your own (paired, csv)"
+    )
+    parser.add_argument(
+        "--ignore",
+        type=int,
+        metavar="VALUE",
+        help="of label maps: not annotated, counts in no loss and no score (paired, csv)",
     )
     parser.add_argument(
         "--intensity", choices=("auto", "hu", "grey"), default="auto", help="of the volumes (default auto)"

@@ -7,9 +7,10 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import is_dicom, read_patient_id
 from distseg.data.nifti import is_nifti, nifti_stem
 from distseg.data.png import is_png
@@ -64,13 +65,16 @@ class Source:
     """what a user should know"""
 
 
-def find_source(src: Path, layout: str = "auto", labels: Mapping[str, int] = LABELS) -> Source:
+def find_source(
+    src: Path, layout: str = "auto", labels: Mapping[str, int] = LABELS, ignore: int | None = None
+) -> Source:
     """The annotated volumes of a folder (or CSV file), sorted by name.
 
     Args:
         src: folder, or the .csv file itself.
         layout: one of `LAYOUTS`, or "auto".
         labels: names and numbers that label folders, columns and segments may have (paired and csv).
+        ignore: value of their label maps that says "not annotated"; None: there is none.
 
     Raises:
         DistsegError: no such source, no known layout or several, a volume without a mask or a mask without a volume.
@@ -85,8 +89,28 @@ def find_source(src: Path, layout: str = "auto", labels: Mapping[str, int] = LAB
     if layout != "auto" and layout not in fitting:
         raise DistsegError(f"source: got {src}, declared {layout}; it must hold {LAYOUT_RULES[layout]}")
     source = LAYOUTS[fitting[0] if layout == "auto" else layout][1](src, labels)
+    if source.layout in ("zenodo", "medseg") and dict(labels) != LABELS:
+        raise DistsegError(
+            f"--labels: got {', '.join(labels)}; layout {source.layout} has its own; leave it out, or choose --layout"
+        )
     _check_ids(source)
-    return source
+    return source if ignore is None else _ignoring(source, ignore, labels)
+
+
+def _ignoring(source: Source, value: int, labels: Mapping[str, int]) -> Source:
+    """The source whose label maps may hold a value that counts in no loss and in no score."""
+    named = "" if source.layout in ("paired", "csv") else f"layout {source.layout} has no label maps of your own"
+    if value in labels.values():
+        named = f"{value} is the number of a label"
+    if named:
+        raise DistsegError(f"--ignore: got {value}; {named}; leave it out, or choose another value")
+
+    def ignoring(mask: MaskSource) -> MaskSource:
+        is_map = "*" not in mask.label_of_segment
+        return replace(mask, label_of_value={**mask.label_of_value, value: IGNORED_LABEL}) if is_map else mask
+
+    cases = (replace(case, masks=tuple(map(ignoring, case.masks))) for case in source.cases)
+    return replace(source, cases=tuple(cases))
 
 
 def patient_of(case_id: str) -> str:

@@ -20,6 +20,7 @@ import pydantic
 from tqdm import tqdm
 
 from distseg.cluster import cluster_executor
+from distseg.config import IGNORED_LABEL
 from distseg.data.layouts import LABELS, CaseSource, Source, find_source, relative_name
 from distseg.data.masks import read_image, read_labels
 from distseg.data.splits import Folds, assign_folds, check_fold_count, given_folds, ma2021_folds
@@ -72,6 +73,7 @@ def prepare_store(
     *,
     layout: str = "auto",
     labels: Mapping[str, int] = LABELS,
+    ignore: int | None = None,
     intensity: str = "auto",
     workers: int = 1,
     cluster: str | None = None,
@@ -83,7 +85,7 @@ def prepare_store(
     loses what that one does not name.
 
     Args:
-        src, layout, labels: see `find_source`.
+        src, layout, labels, ignore: see `find_source`.
         root: folder of the store.
         rule: of the folds.
         intensity: see `hounsfield`.
@@ -96,7 +98,7 @@ def prepare_store(
     Raises:
         DistsegError: bad input (the line names the file), or `root` holds something else.
     """
-    source = find_source(src.resolve(), layout, labels)
+    source = find_source(src.resolve(), layout, labels, ignore)
     _check_folds(source, rule)
     if not (root / "store.json").is_file() and not is_free(root):
         raise DistsegError(f"store: got {root}, which holds something else; give a new folder or a store")
@@ -217,7 +219,7 @@ def foreground_positions(label_ZYX: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(0)
     rows = [np.empty((0, 4), np.uint16)]
     for z, label_YX in enumerate(label_ZYX):
-        for label in np.unique(label_YX[label_YX > 0]):
+        for label in np.setdiff1d(label_YX, (0, IGNORED_LABEL)):
             pixels = np.argwhere(label_YX == label)
             drawn = pixels[rng.choice(len(pixels), min(POSITIONS_PER_SLICE, len(pixels)), replace=False)]
             rows.append(np.column_stack([np.full((len(drawn), 2), (z, label)), drawn]).astype(np.uint16))

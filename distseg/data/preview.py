@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distseg.config import Config
+from distseg.config import IGNORED_LABEL, Config
 from distseg.data.pipeline import Batch, build_train_loader, build_val_loader
 from distseg.data.plan import Plan
 from distseg.data.store import Slices, Store, open_store
@@ -57,7 +57,7 @@ def colour_of_label(label: int) -> str:
 
 def draw_outlines(axes: Axes, label_YX: np.ndarray, style: str = "solid") -> None:
     """Outlines each label of a slice in its colour."""
-    for label in np.unique(label_YX[label_YX > 0]):
+    for label in np.setdiff1d(label_YX, (0, IGNORED_LABEL)):
         axes.contour(
             label_YX == label, levels=[0.5], colors=colour_of_label(int(label)), linestyles=style, linewidths=1
         )

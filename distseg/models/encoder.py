@@ -228,6 +228,8 @@ def _load_file(network: nn.Module, path: Path, source: str) -> None:
         rule = "must be a .safetensors, .pth or .pt state dict of this encoder in timm"
         return DistsegError(f"model.encoder_weights: got {path}, {what}; {rule}; fetch {source}")
 
+    if not path.is_file():
+        raise refusal("no such file")
     try:
         found = load_state_dict(str(path)).items()
         # features_only joins the outer levels of timm's names by "_" (features_conv0 for features.conv0).

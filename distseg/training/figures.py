@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from tqdm import tqdm
 
-from distseg.config import Config
+from distseg.config import IGNORED_LABEL, Config
 from distseg.data.nifti import read_nifti
 from distseg.data.preview import LABEL_COLOURS, colour_of_label, draw_outlines, save_figure
 from distseg.data.store import Store, read_slice
@@ -50,7 +50,7 @@ def draw_run(folder: RunFolder, config: Config, store: Store, device: torch.devi
 
 def telling_slices(segmented: SegmentedCase) -> list[Overlay]:
     """The slices of a case with most disease, with most error, and in its middle."""
-    truth_ZYX, mask_ZYX = segmented.truth_ZYX, segmented.mask_ZYX
+    truth_ZYX, mask_ZYX = np.where(segmented.truth_ZYX == IGNORED_LABEL, 0, segmented.truth_ZYX), segmented.mask_ZYX
     disease = (truth_ZYX == truth_ZYX.max()).sum(axis=(1, 2))
     error = (truth_ZYX != mask_ZYX).sum(axis=(1, 2))
     chosen = {int(disease.argmax()): "most disease", int(error.argmax()): "most error", len(error) // 2: "middle"}

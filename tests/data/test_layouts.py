@@ -82,6 +82,28 @@ def test_joint_label_maps_are_read_by_number(paired: Path, store: Path, tmp_path
     assert_same_slices(prepare(paired, tmp_path / "store"), open_store(store))
 
 
+def test_what_is_not_annotated_counts_nowhere(paired: Path, tmp_path: Path) -> None:
+    (paired / "labels").mkdir()
+    for path in (paired / "lung").iterdir():
+        image = nib.load(path)
+        values = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+        values[:, :, ::2] = 9
+        nib.save(nib.Nifti1Image(values, image.affine), paired / "labels" / path.name)
+    for name in ("lung", "infection"):
+        shutil.rmtree(paired / name)
+    with pytest.raises(DistsegError, match="got value 9; declared are"):
+        prepare(paired, tmp_path / "store")
+    made = prepare(paired, tmp_path / "store", ignore=9)
+    case = made.cases[0]
+    _, label_ZYX = made.read_case(case)
+    assert (label_ZYX[::2] == 255).all() and set(np.unique(label_ZYX[1::2])) <= {0, 1} and label_ZYX[1::2].any()
+    assert sum(case.label_voxels.values()) == (label_ZYX != 255).sum()
+    kept = np.load(made.root / case.folder / "foreground.npy")
+    assert set(kept[:, 1]) == {1} and (kept[:, 0] % 2 == 1).all()
+    with pytest.raises(DistsegError, match="--ignore: got 1; 1 is the number of a label"):
+        find_source(paired, ignore=1)
+
+
 def test_a_csv_names_patients_splits_and_masks(paired: Path, store: Path, tmp_path: Path) -> None:
     rows = ["image,lung,infection,patient,split"]
     for case, patient, split in zip(CASES, "aabcde", ("train", "train", "val", "test", "train", "train"), strict=True):
@@ -107,8 +129,10 @@ def test_a_csv_names_patients_splits_and_masks(paired: Path, store: Path, tmp_pa
 
 
 def test_labels_of_your_own_have_names_and_numbers(
-    paired: Path, tmp_path: Path, run_command: Callable[..., object]
+    paired: Path, phantom: Path, tmp_path: Path, run_command: Callable[..., object]
 ) -> None:
+    with pytest.raises(DistsegError, match="--labels: got background, lung, nodule; layout zenodo has its own"):
+        find_source(phantom, labels={"background": 0, "lung": 1, "nodule": 7})
     (paired / "infection").rename(paired / "nodule")
     with pytest.raises(DistsegError, match="label folder: got .*nodule; labels are"):
         find_source(paired)
