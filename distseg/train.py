@@ -6,6 +6,7 @@ too: `--encoder densenet201 --base unetplus --datadir SRC --savedir_base RUNS` t
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -96,7 +97,8 @@ def _train(
 
     store = open_store(Path(config.data.store))
     if config.data.cache_dir is not None:
-        store = on_all(accelerator, lambda: _staged(store, config))[accelerator.process_index]
+        roots = on_all(accelerator, lambda: str(_staged(store, config).root))
+        store = dataclasses.replace(store, root=Path(roots[accelerator.process_index]))
     trainer = build_trainer(
         config, accelerator, folder, store, interruption=interruption, sharing=sharing, resume=resume
     )
