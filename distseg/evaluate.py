@@ -48,7 +48,7 @@ def score_masks(masks: Path, args: argparse.Namespace) -> dict[str, Any]:
         raise DistsegError(f"{given[0]}: got it for the masks in {masks}; it is for a trained run; leave it out")
     config = load_config(args.config, args.overrides)
     for requirement in args.require:
-        requirement.check_region(config.regions)
+        requirement.check(config.regions)
     return evaluate_masks(masks, args.split, args.store, config)
 
 
@@ -68,7 +68,7 @@ def tune_and_score(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         raise DistsegError("--tune: got --ensemble; rules are chosen for one run; tune it first, by itself")
     regions = open_run(run, overrides)[1].regions
     for requirement in args.require:
-        requirement.check_region(regions)
+        requirement.check(regions)
     if args.tune:
         print_tuned(tune_run(run, args.store, overrides))
     return evaluate_run(run, args.split, args.store, overrides, args.ensemble, args.raw)

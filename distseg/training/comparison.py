@@ -15,6 +15,7 @@ from scipy.stats import wilcoxon
 from distseg.errors import DistsegError
 from distseg.metrics import mean_defined, none_if_undefined, patient_bootstrap_ci
 from distseg.tables import read_csv
+from distseg.training.scoring import ALL_SCORES, EMPTY_COUNTS, MEANS
 
 COMPARED = ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm")
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -29,10 +30,18 @@ class Requirement:
     sign: str
     value: float
 
-    def check_region(self, regions: Collection[str]) -> None:
-        """Refuses a region that there is not."""
+    def check(self, regions: Collection[str]) -> None:
+        """Refuses a region or a score that there is not, before anything is scored."""
         if self.path[0] not in regions:
             raise DistsegError(f"--require: got {self.text}; the regions are {', '.join(regions)}; name one of them")
+        *mean, score = self.path[1:]
+        scores_after = {(): (*ALL_SCORES, *EMPTY_COUNTS), **{(name,): scores for name, scores in MEANS.items()}}
+        known = scores_after.get(tuple(mean), ())
+        if score not in known:
+            scores, means = ", ".join(known or ALL_SCORES), " or ".join(f"{self.path[0]}.{name}." for name in MEANS)
+            raise DistsegError(
+                f"--require: got {self.text}; there are {scores} after {self.path[0]}., {means}; name one of them"
+            )
 
     def unmet(self, summary: dict[str, Any]) -> str | None:
         """What the score is where it does not do; None where it does. A score that is undefined does not.
@@ -43,17 +52,11 @@ class Requirement:
         Raises:
             DistsegError: no such region or score.
         """
-        self.check_region(summary["regions"])
+        self.check(summary["regions"])
         found: Any = summary["regions"]
-        for depth, key in enumerate(self.path):
-            if not isinstance(found, dict) or key not in found:
-                known = ", ".join(found) if isinstance(found, dict) else "nothing more"
-                where = ".".join(self.path[:depth]) or "the summary"
-                raise DistsegError(f"--require: got {self.text}; {where} has {known}; name one of them")
+        for key in self.path:
             found = found[key]
-        score = found["mean"] if isinstance(found, dict) and "mean" in found else found
-        if not isinstance(score, int | float | None):
-            raise DistsegError(f"--require: got {self.text}; it must name a score, such as infection.dice")
+        score = found["mean"] if isinstance(found, dict) else found
         if score is not None and OPERATORS[self.sign](score, self.value):
             return None
         return f"{'.'.join(self.path)} is {'undefined' if score is None else f'{score:.4f}'}, required {self.sign} {self.value:g}"

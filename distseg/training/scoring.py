@@ -25,6 +25,8 @@ from distseg.training.inference import SegmentedCase
 VOLUMES = ("truth_ml", "predicted_ml", "volume_error_ml")
 ALL_SCORES = (*SCORES, *SURFACE_SCORES, *VOLUMES)
 BINS = 100  # of probability; a threshold of two decimals is the edge of one
+MEANS = {"per_patient": ALL_SCORES, "per_slice": SCORES, "pooled": SCORES}  # of a region, besides those over volumes
+EMPTY_COUNTS = ("n_empty_truth", "n_empty_prediction")
 OUTCOMES = ("tp", "fp", "fn", "tn")
 
 Scores = dict[str, float]

@@ -100,11 +100,17 @@ def test_a_requirement_holds_or_says_by_how_much_it_does_not(tmp_path: Path) -> 
     assert parse_requirement("infection.hd95_mm<=9").unmet(summary) == "infection.hd95_mm is undefined, required <= 9"
     with pytest.raises(DistsegError, match=r"the regions are infection; name one of them"):
         parse_requirement("lesion.dice>=0.7").unmet(summary)
-    with pytest.raises(DistsegError, match="must name a score"):
-        parse_requirement("infection.pooled>=0.7").unmet(summary)
-    summary["regions"]["infection"]["dice"]["ci95"] = [0.5, 0.7]
-    with pytest.raises(DistsegError, match="must name a score"):
-        parse_requirement("infection.dice.ci95>=0.7").unmet(summary)
+    for wrong in (
+        "infection.foo",
+        "infection.pooled",
+        "infection.dice.ci95",
+        "infection.pooled.hd95_mm",
+        "infection.a.b.dice",
+    ):
+        with pytest.raises(
+            DistsegError, match="there are dice, iou, .* after infection., .*infection.pooled.; name one"
+        ):
+            parse_requirement(f"{wrong}>=0.7").check(["infection"])
     for text in ("infection>=0.7", "infection.dice=0.7", "infection.dice>=high"):
         with pytest.raises(ValueError, match="must be region.score>=value"):
             parse_requirement(text)
