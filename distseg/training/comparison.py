@@ -35,8 +35,8 @@ class Requirement:
         if self.path[0] not in regions:
             raise DistsegError(f"--require: got {self.text}; the regions are {', '.join(regions)}; name one of them")
         *mean, score = self.path[1:]
-        scores_after = {(): (*ALL_SCORES, *EMPTY_COUNTS), **{(name,): scores for name, scores in MEANS.items()}}
-        known = scores_after.get(tuple(mean), ())
+        scores_after: dict[tuple[str, ...], Sequence[str]] = {(name,): scores for name, scores in MEANS.items()}
+        known = scores_after.get(tuple(mean), ()) if mean else (*ALL_SCORES, *EMPTY_COUNTS)
         if score not in known:
             scores, means = ", ".join(known or ALL_SCORES), " or ".join(f"{self.path[0]}.{name}." for name in MEANS)
             raise DistsegError(
