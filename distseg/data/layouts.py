@@ -99,11 +99,10 @@ def find_source(
 
 def _ignoring(source: Source, value: int, labels: Mapping[str, int]) -> Source:
     """The source whose label maps may hold a value that counts in no loss and in no score."""
-    named = "" if source.layout in ("paired", "csv") else f"layout {source.layout} has no label maps of your own"
+    if source.layout not in ("paired", "csv"):
+        raise DistsegError(f"--ignore: got {value}; layout {source.layout} has no label maps of your own; leave it out")
     if value in labels.values():
-        named = f"{value} is the number of a label"
-    if named:
-        raise DistsegError(f"--ignore: got {value}; {named}; leave it out, or choose another value")
+        raise DistsegError(f"--ignore: got {value}; {value} is the number of a label; choose another value")
 
     def ignoring(mask: MaskSource) -> MaskSource:
         is_map = "*" not in mask.label_of_segment

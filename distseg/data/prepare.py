@@ -121,12 +121,10 @@ def _notes_on_folds(source: Source, rule: FoldRule) -> Iterator[str]:
         yield "the folds ma2021 part two patients: compare with published figures only"
         return
     named = source.split_of_patient.values()
-    ignored = ["--test-patients"] if named and rule.n_test else []
-    ignored += (
-        ["--folds and --holdout"] if "val" in named and (rule.n_folds, rule.holdout) != (FoldRule.n_folds, None) else []
-    )
-    if ignored:
-        yield f"the source names its splits: {' and '.join(ignored)} count for nothing"
+    if named and rule.n_test:
+        yield "the source names its splits: --test-patients counts for nothing"
+    if "val" in named and (rule.n_folds, rule.holdout) != (FoldRule.n_folds, None):
+        yield "the source names its validation patients: --folds and --holdout count for nothing"
 
 
 @contextlib.contextmanager

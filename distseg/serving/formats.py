@@ -56,9 +56,8 @@ def write_torchscript(segmenter: HuSegmenter, path: Path, metadata: Mapping[str,
     """Traces each network, scripts the segmenter around them: a traced segmenter would bake one input's padding in."""
     side = 2 * segmenter.stride
     channels = len(segmenter.low_hu) * segmenter.n_slices
-    scriptable = (
-        copy.deepcopy(segmenter).cpu().requires_grad_(False)
-    )  # whoever loads it says where it runs, and never trains it
+    # Whoever loads it says where it runs, and never trains it.
+    scriptable = copy.deepcopy(segmenter).cpu().requires_grad_(False)
     with warnings.catch_warnings(), torch.inference_mode():
         # torch 2.14 calls TorchScript deprecated; it is what C++ and Triton's pytorch backend load.
         warnings.simplefilter("ignore", FutureWarning)
