@@ -17,6 +17,7 @@ import pydantic
 import yaml
 
 from distseg.errors import DistsegError
+from distseg.shipped import as_typed, find_preset
 
 IGNORED_LABEL = 255  # pixels of this label count in no loss and in no metric
 MAX_LABEL = 62  # of a region, which kernels read as a 64-bit mask over labels
@@ -387,10 +388,15 @@ class Config:
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Reads YAML (None: the defaults), then applies `section.key=value` overrides in order.
 
+    Args:
+        path: a file, or the name of a shipped configuration, such as covid_ct.
+        overrides: as on the command line.
+
     Raises:
         DistsegError: the file is missing or is not a YAML mapping, a key is unknown, a value is of the wrong type or range.
     """
-    values = read_yaml(path, "config file", "yaml_configs/") if path else {}
+    what = "config file"
+    values = read_yaml(find_preset(path, what), what, "yaml_configs/quickstart.yaml") if path else {}
     changes = [read_override(override) for override in overrides]
     if any(key == "data.augment.preset" for key, _ in changes) and isinstance(values.get("data"), dict):
         values["data"].pop("augment", None)  # a written configuration has every value: none would be left to the preset
@@ -438,25 +444,24 @@ def config_as_yaml(config: Config) -> str:
     return yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=None)
 
 
-def read_yaml(path: Path, what: str, shipped: str) -> dict[str, Any]:
+def read_yaml(path: Path, what: str, example: str) -> dict[str, Any]:
     """A mapping from a file, {} from an empty one.
 
     Args:
-        what: the file is, for errors.
-        shipped: where one lies that is right.
+        path: of the file.
+        what: it is, for errors.
+        example: a shipped file that is right.
 
     Raises:
-        DistsegError: the file is missing or is not a YAML mapping.
+        DistsegError: the file is not a YAML mapping.
     """
-    if not path.is_file():
-        raise DistsegError(f"{what}: got {path}; no such file; see {shipped}")
     try:
         values = yaml.load(path.read_text(), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DistsegError(f"{what}: got {path}; it must be YAML; {error}") from None
     if not isinstance(values, dict | None):
         raise DistsegError(
-            f"{what}: got {path} holding a {type(values).__name__}; it must hold `key: value` lines; see {shipped}"
+            f"{what}: got {path} holding a {type(values).__name__}; it must hold `key: value` lines; see {as_typed(example)}"
         )
     return values or {}
 

@@ -29,7 +29,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument("out", type=Path, metavar="OUT.png")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
-    parser.add_argument("--config", type=Path, help="YAML file; without it, the defaults")
+    parser.add_argument("--config", type=Path, help="YAML file, or the name of a shipped one; without it, the defaults")
     parser.add_argument("--slices", type=positive_int, default=4, help="rows (default 4)")
     parser.add_argument("--epochs", type=positive_int, default=5, help="columns besides the first (default 5)")
     args = parser.parse_intermixed_args(argv)

@@ -32,7 +32,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="distseg study", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="see yaml_configs/study.yaml")
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="or the name of a shipped one: study, study_cpu")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the study and to its trainings")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the runs with their numbers and how far they are")

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Puts a Triton server into the virtual environment, for `distseg serve` and the tests: 55 MB to fetch, 145 MB on disk.
+# Puts a Triton server into a Python environment, for `distseg serve` and the tests: 55 MB to fetch, 145 MB on disk.
 # It is the one inside the nvidia-pytriton wheel, with the python backend alone; production takes the container of
 # export/triton. The wheel gets a folder of its own without its requirements: it asks for numpy below 2.
+# The environment is that of the Python named behind the command; else DISTSEG_VENV, the checkout's .venv, or the active one.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-python=${DISTSEG_VENV:-.venv}/bin/python
+python=${1:-${DISTSEG_VENV:-$(dirname "$0")/../.venv}/bin/python}
+if [ $# -eq 0 ] && [ ! -x "$python" ]; then
+    python=python
+fi
 version=0.7.0
 folder=$("$python" -c 'import sys; print(sys.prefix)')/tritonserver
 if [ -e "$folder/installed-$version" ]; then

@@ -102,7 +102,7 @@ class Nodes:
         for pid in map(int, ip("netns", "pids", self.name(node)).split()):
             with contextlib.suppress(psutil.Error):
                 words = psutil.Process(pid).cmdline()
-                found += [pid] if len(words) > 2 and words[2] == "distseg/train.py" else []
+                found += [pid] if len(words) > 2 and words[2:4] == ["-m", "distseg.train"] else []
         return found
 
     def kill(self, node: int) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distseg.errors import DistsegError
+from distseg.shipped import as_typed
 
 READY_WITHIN_S = 900
 IN_ENVIRONMENT = Path("tritonserver", "pytriton", "tritonserver")  # where launch/setup_triton.sh puts it
@@ -76,9 +77,11 @@ def find_installation() -> Installation:
         found = Installation(root / "bin" / "tritonserver", root / "backends")
         if found.binary.is_file() and found.backends.is_dir():
             return found
+    script, readme = as_typed("launch/setup_triton.sh"), as_typed("export/triton/README.md")
+    python = f" {sys.executable}" if Path(script).is_absolute() else ""
     raise DistsegError(
         f"server: got no tritonserver on PATH or in {sys.prefix}; distseg serve starts one; "
-        "bash launch/setup_triton.sh, or use the container of export/triton/README.md"
+        f"bash {script}{python}, or use the container of {readme}"
     )
 
 

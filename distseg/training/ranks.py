@@ -19,10 +19,12 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectCon
 
 from distseg.config import Config
 from distseg.errors import DistsegError, told
+from distseg.shipped import as_typed
 
 T = TypeVar("T")
 
 LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch")
+CPU = "launch/cpu.yaml"
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -75,18 +77,18 @@ def check_world(connected: int, strategy: DistributedType) -> None:
     if connected != launched or (launched > 1 and strategy == DistributedType.NO):
         raise DistsegError(
             f"launch: got {launched} processes of which {connected} are connected; they would train apart; "
-            "use `torchrun --nproc_per_node N` or `accelerate launch --config_file launch/cpu.yaml --num_processes N`"
+            f"use `torchrun --nproc_per_node N` or `accelerate launch --config_file {as_typed(CPU)} --num_processes N`"
         )
     asked = processes_asked_for()
     if asked is not None and asked != connected:
         raise DistsegError(
             f"launch: got {connected} process(es); accelerate launch was asked for {asked}; `--cpu` and MULTI_CPU start one "
-            "only: use --config_file launch/cpu.yaml --num_processes N"
+            f"only: use --config_file {as_typed(CPU)} --num_processes N"
         )
     if strategy not in SUPPORTED:
         raise DistsegError(
             f"launch: got strategy {strategy.value}; supported are {', '.join(s.value for s in SUPPORTED)}; "
-            "use a file of launch/"
+            f"use --config_file {as_typed('launch/gpu.yaml')}, or another file beside it"
         )
 
 

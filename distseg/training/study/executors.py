@@ -19,8 +19,9 @@ import torch
 from distseg.cluster import cluster_executor
 from distseg.errors import DistsegError
 from distseg.files import write_json
+from distseg.shipped import shipped
 from distseg.training.study.plan import StudyConfig
-from distseg.training.study.task import PACKAGE, Children, Outcome, Task, do_task, last_error
+from distseg.training.study.task import Children, Outcome, Task, do_task, last_error
 
 Begun = Callable[[str, str], None]
 """told of a run's name and where it is done"""
@@ -155,11 +156,9 @@ def array_of(indices: Sequence[int]) -> str:
 
 
 def _submit(root: Path, indices: Sequence[int], settings: StudyConfig) -> str:
-    scripts = [PACKAGE.parent / "launch" / "study.sbatch", Path("launch/study.sbatch").absolute()]
-    script = next((path for path in scripts if path.is_file()), scripts[-1])
     words = ["sbatch", "--parsable", f"--array={array_of(indices)}", f"--gpus-per-node={settings.processes_per_run}"]
     words += [f"--output={root / 'logs' / 'slurm_%A_%a.log'}", *settings.sbatch_options]
-    words += [str(script), str(root / "study.yaml")]
+    words += [str(shipped("launch/study.sbatch")), str(root / "study.yaml")]
     try:
         done = subprocess.run(words, capture_output=True, text=True)
     except FileNotFoundError:

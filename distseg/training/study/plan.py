@@ -28,8 +28,10 @@ from distseg.config import (
     read_yaml,
 )
 from distseg.errors import DistsegError
+from distseg.shipped import as_typed, find_preset
 
 DECODERS: tuple[str, ...] = typing.get_args(typing.get_type_hints(ModelConfig)["decoder"])
+EXAMPLE = "yaml_configs/study.yaml"
 GRID_KEYS = ("model.encoder", "model.decoder", "data.fold", "seed", "output_dir")  # the study sets them, run by run
 FIXED_KEYS = ("launch", "processes_per_run")  # of the study itself; the rest says what, not how
 
@@ -37,7 +39,7 @@ FIXED_KEYS = ("launch", "processes_per_run")  # of the study itself; the rest sa
 @dataclass(frozen=True)
 class StudyConfig:
     base: str | Mapping[str, Any]
-    """training configuration: a file, its path relative to the study's, or its sections"""
+    """training configuration: a file, its path relative to the study's; the name of a shipped one (covid_ct); its sections"""
     encoders: tuple[str, ...]
     decoders: tuple[str, ...]
     output_dir: str
@@ -143,12 +145,13 @@ class Study:
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """Reads a study's YAML, then applies `key=value` overrides of it and `section.key=value` ones of all its trainings.
+    """Reads a study's YAML (a file, or the name of a shipped one), then applies `key=value` overrides of it and `section.key=value` ones of all its trainings.
 
     Raises:
         DistsegError: a file is missing, a key unknown or set by the grid, a value of the wrong type or range.
     """
-    values = read_yaml(path, "study file", "yaml_configs/study.yaml")
+    path = find_preset(path, "study file")
+    values = read_yaml(path, "study file", EXAMPLE)
     own, training = _sorted_overrides(overrides)
     _check_keys(values)
     values |= own
@@ -158,13 +161,13 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         first = error.errors()[0]
         raise DistsegError(
             f"study {first['loc'][0] if first['loc'] else 'file'}: got {str(first['input'])[:80]}; {first['msg']}; see "
-            "yaml_configs/study.yaml"
+            f"{as_typed(EXAMPLE)}"
         ) from None
     changes = [*_as_overrides(settings.overrides), *training]
     for key in (change.partition("=")[0] for change in changes):
         _require(key not in GRID_KEYS, "overrides", key, "the study sets it for each run; use its own keys")
     if isinstance(settings.base, str):
-        base = load_config(path.parent / settings.base, changes)
+        base = load_config(find_preset(Path(settings.base), "config file", path.parent), changes)
     else:
         base = load_config(None, [*_as_overrides(settings.base), *changes])
     return Study(settings, base)
@@ -228,4 +231,4 @@ def _leaves(values: Mapping[str, Any], schema: type, prefix: str) -> Iterator[tu
 
 def _require(holds: bool, key: str, value: Any, rule: str) -> None:
     if not holds:
-        raise DistsegError(f"study {key}: got {value}; {rule}; see yaml_configs/study.yaml")
+        raise DistsegError(f"study {key}: got {value}; {rule}; see {as_typed(EXAMPLE)}")

@@ -29,6 +29,7 @@ from distseg.config import config_as_yaml, load_config
 from distseg.errors import DistsegError
 from distseg.files import InUse, locked, write_json, write_text
 from distseg.models.table import pair_cost
+from distseg.shipped import shipped
 from distseg.training.study.plan import Run, Study
 
 PACKAGE = Path(distseg.__file__).parent
@@ -255,12 +256,8 @@ def _launch_words(task: Task) -> list[str]:
     if task.launch is not None:
         return list(task.launch)
     name = "gpu.yaml" if torch.cuda.device_count() else "cpu.yaml"
-    places = [PACKAGE.parent / "launch" / name, task.cwd / "launch" / name]
-    found = [path for path in places if path.is_file()]
-    if not found:
-        raise DistsegError(f"study launch: got none, and no {places[1]}; say the words that start a training")
     # Port 0: runs beside each other would want the same one.
-    words = ["accelerate", "launch", "--config_file", str(found[0]), "--main_process_port", "0"]
+    words = ["accelerate", "launch", "--config_file", str(shipped(f"launch/{name}")), "--main_process_port", "0"]
     return [*words, "--num_processes", str(task.processes)]
 
 
