@@ -14,8 +14,11 @@ if [ -e "$folder/installed-$version" ]; then
     exit 0
 fi
 rm -rf "$folder"
-"$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
-    --target "$folder" "nvidia-pytriton==$version"
+pip_install=("$python" -m pip install --disable-pip-version-check --no-compile)
+if ! "$python" -c 'import pip' 2>/dev/null; then # an environment that uv made
+    pip_install=(uv pip install --python "$python")
+fi
+"${pip_install[@]}" --quiet --no-deps --target "$folder" "nvidia-pytriton==$version"
 # The backend runs models in this program, which must be the one for the environment's Python.
 triton=$folder/pytriton/tritonserver
 minor=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
