@@ -18,14 +18,10 @@ def cluster_executor(address: str, setting: str, unit: str) -> Iterator[Executor
         unit: what a task works on, for the errors.
 
     Raises:
-        DistsegError: dask is not installed, nobody answers, workers died, or the scheduler is lost.
+        DistsegError: nobody answers, workers died, or the scheduler is lost.
     """
-    try:
-        from distributed import Client, KilledWorker
-    except ImportError:
-        raise DistsegError(
-            f"{setting}: got an address, but dask's distributed is not installed; pip install 'distseg[cluster]'"
-        ) from None
+    from distributed import Client, KilledWorker  # an extra
+
     # It logs, with a traceback, what it raises as well.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:

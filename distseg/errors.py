@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from distseg.packages import missing_extra
+
 
 class DistsegError(Exception):
     """A mistake the user can mend; its text is one line: what, got, rule, remedy."""
@@ -37,15 +39,22 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
     """Makes a command's `main` report what a user can mend as one line on stderr.
 
     Exit status: 0 success, 1 failure, 128 + n stopped by signal n; argparse exits with 2 on wrong use. Programming errors keep
-    their traceback. In a job of many ranks, what all of them find wrong is printed once on each node: one may lack what others have.
+    their traceback. A package that is missing is named with the extra that brings it. In a job of many ranks, what all of them
+    find wrong is printed once on each node: one may lack what others have.
     """
 
     @functools.wraps(main)
     def command(argv: Sequence[str] | None = None) -> int:
         try:
             return main(argv)
+        except ModuleNotFoundError as error:
+            if (line := missing_extra(error)) is None:
+                raise
+            if _speaks():
+                print(f"error: {line}", file=sys.stderr)
+            return 1
         except (DistsegError, OSError) as error:
-            if isinstance(error, RankError) or int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            if isinstance(error, RankError) or _speaks():
                 kind = "" if isinstance(error, Stopped) else "error: "
                 # Another rank's progress bar may stand in the terminal's line.
                 before = "\n" if isinstance(error, RankError) and sys.stderr.isatty() else ""
@@ -56,6 +65,11 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
             return 130
 
     return command
+
+
+def _speaks() -> bool:
+    """Whether this rank says what all ranks of its node find wrong."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def told(error: Exception) -> str:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def score_masks(masks: Path, args: argparse.Namespace) -> dict[str, Any]:
     from distseg.config import load_config
-    from distseg.training.evaluation import evaluate_masks
+    from distseg.training.to_score import masks_to_score
 
     options = {"--tune": args.tune, "--tta": args.tta, "--raw": args.raw, "--ensemble": args.ensemble}
     if given := [name for name, value in options.items() if value]:
@@ -49,13 +49,14 @@ def score_masks(masks: Path, args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config, args.overrides)
     for requirement in args.require:
         requirement.check(config.regions)
-    return evaluate_masks(masks, args.split, args.store, config)
+    found = masks_to_score(masks, args.split, args.store, config)
+    from distseg.training.evaluation import score_masks  # torch is imported once nothing is wrong
+
+    return score_masks(found)
 
 
 def tune_and_score(run: Path, args: argparse.Namespace) -> dict[str, Any]:
-    from distseg.training.evaluation import evaluate_run
-    from distseg.training.run_folder import open_run
-    from distseg.training.tuning import tune_run
+    from distseg.training.to_score import run_to_score
 
     overrides = [*args.overrides, *(["evaluate.tta=true"] if args.tta else [])]
     if wrong := [word for word in overrides if not word.startswith("evaluate.")]:
@@ -66,12 +67,18 @@ def tune_and_score(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         raise DistsegError("--tune: got several ranks; it runs in one process; leave the launcher out")
     if args.tune and args.ensemble:
         raise DistsegError("--tune: got --ensemble; rules are chosen for one run; tune it first, by itself")
-    regions = open_run(run, overrides)[1].regions
+    # Rules that are about to be chosen anew may be of other weights.
+    found = run_to_score(run, args.split, args.store, overrides, args.ensemble, raw=args.raw or args.tune)
     for requirement in args.require:
-        requirement.check(regions)
+        requirement.check(found.config.regions)
+    from distseg.training.evaluation import score_run  # torch is imported once nothing is wrong
+
     if args.tune:
+        from distseg.training.tuning import tune_run
+
         print_tuned(tune_run(run, args.store, overrides))
-    return evaluate_run(run, args.split, args.store, overrides, args.ensemble, args.raw)
+        found = run_to_score(run, args.split, args.store, overrides, args.ensemble, args.raw)
+    return score_run(found)
 
 
 def print_summary(run: Path, split: str, summary: dict[str, Any]) -> None:

@@ -16,8 +16,8 @@ from distseg.errors import DistsegError, not_negative, one_line_errors, positive
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from distseg.serving.artefact import ExportOptions, export_run
     from distseg.serving.formats import FORMATS
+    from distseg.serving.to_export import ExportOptions, run_to_export
 
     options = ExportOptions(
         args.format, args.precision, args.dice_tolerance, args.frozen, tuple(args.size), args.depth, args.ensemble
@@ -25,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [*args.overrides, *(["evaluate.tta=true"] if args.tta else [])]
     if wrong := [word for word in overrides if not word.startswith("evaluate.")]:
         raise DistsegError(f"export: got {wrong[0]}; only evaluate.key=value changes a finished run; leave it out")
-    described = export_run(args.run, args.out, options, overrides)
+    wanted = run_to_export(args.run, args.out, options, overrides)
+    from distseg.serving.artefact import write_export  # torch is imported once nothing is wrong
+
+    described = write_export(wanted)
     for row in described.get("depths", []):
         print(
             f"depth {row['depth']}: {row['parameters'] / 1e6:.2f} M parameters, {row['gmacs']} GMACs, Dice {row['dice']}"

@@ -5,18 +5,19 @@ Counts are (tp, fp, fn, tn), pixels or voxels. A score whose denominator is 0 is
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
-SCORES = ("dice", "iou", "precision", "sensitivity", "specificity")
+if TYPE_CHECKING:
+    import torch
+
 EmptyPolicy = Literal["exclude", "one", "zero"]
 
 
 def confusion_counts(
-    predicted_BRHW: torch.Tensor, truth_BRHW: torch.Tensor, valid_BHW: torch.Tensor | None = None
-) -> torch.Tensor:
+    predicted_BRHW: "torch.Tensor", truth_BRHW: "torch.Tensor", valid_BHW: "torch.Tensor | None" = None
+) -> "torch.Tensor":
     """Confusion counts over batch and pixels.
 
     Args:
@@ -26,6 +27,8 @@ def confusion_counts(
     Returns:
         int64 (R, 4): tp, fp, fn, tn.
     """
+    import torch  # here: who reads scores from tables need not wait for it
+
     valid = torch.ones_like(predicted_BRHW[:, :1]) if valid_BHW is None else valid_BHW.unsqueeze(1)
     over_pixels = (0, 2, 3)
     tp = (predicted_BRHW & truth_BRHW & valid).sum(over_pixels)

@@ -15,12 +15,21 @@ from distseg.errors import one_line_errors, positive_int
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from distseg.serving.model import open_model, open_server  # these here, so that --help answers at once
-    from distseg.serving.prediction import Options, Predictor
+    from distseg.packages import require
+    from distseg.serving.source import check_source, parse_address
     from distseg.serving.work import find_work
-    from distseg.training.inference import inference_device
 
     work = find_work(args.input, args.output, args.format)
+    if args.server:
+        parse_address(args.server)
+    else:
+        check_source(args.model)
+    if args.format == "dicom-seg":
+        require("highdicom")
+    from distseg.serving.model import open_model, open_server  # torch is imported once nothing is wrong
+    from distseg.serving.prediction import Options, Predictor
+    from distseg.training.inference import inference_device
+
     if args.server:
         model = open_server(args.server, probabilities=args.probabilities is not None)
     else:

@@ -15,7 +15,10 @@ from distseg.errors import one_line_errors, positive_int
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     config = load_config(args.config, [*args.overrides, f"data.store={args.store}"])
-    from distseg.data.preview import draw_preview  # here, so that --help answers at once
+    from distseg.data.store import open_store  # here, so that --help answers at once
+
+    open_store(args.store).cases_of("train", config.data.fold)
+    from distseg.data.preview import draw_preview  # DALI is imported once nothing is wrong
 
     n_drawn = draw_preview(config, args.out, n_slices=args.slices, n_epochs=args.epochs)
     print(f"{args.out}: {n_drawn} training slices, unchanged and in {args.epochs} epochs")

@@ -17,8 +17,7 @@ import numpy as np
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import KDTree
 
-TOLERANCES_MM = (1, 2)
-SURFACE_SCORES = (*(f"nsd_{mm}mm" for mm in TOLERANCES_MM), "hd95_mm")
+from distseg.scores import SURFACE_SCORES, TOLERANCES_MM
 
 
 def surface_scores(

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from distseg.data.store import Store
+    from distseg.runs.folder import RunFolder
     from distseg.training.interruption import Interruption
     from distseg.training.loop import Trainer
-    from distseg.training.run_folder import RunFolder
 
 
 @one_line_errors
@@ -49,18 +49,13 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
         resume: go on from the newest complete checkpoint in output_dir; from the start where there is none, saying so.
         source: volumes to bring the store up to date with first; None: the store is as it is.
     """
-    # Imported here, so that --help and --print-config answer at once.
-    from distseg.data.store import open_store
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    folder = _check(config, resume=resume, with_store=source is None)
+    # Torch and what stands on it, once nothing is wrong.
     from distseg.training.interruption import Interruption
     from distseg.training.ranks import connect_ranks, disconnect_ranks, on_main
-    from distseg.training.run_folder import RunFolder
     from distseg.training.strategy import strategy_of_launch
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    folder = RunFolder(Path(config.output_dir))
-    folder.check_same_run(config) if resume else folder.check_free()
-    if source is None:
-        open_store(Path(config.data.store))  # before ranks wait for each other: all of them find the same mistake
     sharing = strategy_of_launch()
     accelerator = connect_ranks(config)
     clean = False
@@ -79,6 +74,30 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
         disconnect_ranks(clean)
 
 
+def _check(config: Config, *, resume: bool, with_store: bool) -> "RunFolder":
+    """Looks at all that a start can be wrong in, on every rank before they wait for each other.
+
+    Args:
+        config, resume: see `train`.
+        with_store: whether the store is there already.
+
+    Returns:
+        The folder of the run.
+    """
+    from distseg.data.store import open_store  # these here, so that --help and --print-config answer at once
+    from distseg.runs.folder import RunFolder, open_run
+    from distseg.training.slices import training_slices
+
+    folder = RunFolder(Path(config.output_dir))
+    folder.check_same_run(config) if resume else folder.check_free()
+    if with_store:
+        slices = training_slices(config, open_store(Path(config.data.store)))
+        folder.check_same_cases(config, slices.cases)
+    if config.model.start_from is not None:
+        open_run(Path(config.model.start_from))
+    return folder
+
+
 def _train(
     config: Config,
     accelerator: "Accelerator",
@@ -90,10 +109,11 @@ def _train(
 ) -> None:
     """What every rank does once it is connected and the folder is ours."""
     from distseg.data.store import open_store
+    from distseg.runs.environment import describe_environment
     from distseg.training.build import build_trainer
     from distseg.training.figures import draw_run
-    from distseg.training.inference import split_slices
     from distseg.training.ranks import on_all, on_main
+    from distseg.training.slices import training_slices
 
     store = open_store(Path(config.data.store))
     if config.data.cache_dir is not None:
@@ -108,12 +128,9 @@ def _train(
         start = f"resumes after step {step}" if step else "starts from the beginning"
         no_checkpoint = " (--resume: no complete checkpoint there)" if resume and not step else ""
         print(f"{folder.root} {start}{no_checkpoint}: {trainer.describe()}", flush=True)
-        cases = {
-            split: {case.folder: case.patient for case in split_slices(config, store, split).cases}
-            for split in ("train", "val")
-        }
         world, precision = accelerator.num_processes, accelerator.mixed_precision
-        folder.begin(config, trainer.progress, cases, world, precision, trainer.strategy.name)
+        environment = describe_environment(world, precision, trainer.strategy.name)
+        folder.begin(config, trainer.progress, training_slices(config, store).cases, environment)
 
     on_main(accelerator, begin)
     with named_rank(trainer):

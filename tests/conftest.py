@@ -133,8 +133,9 @@ def shift_heads(run: Path, shares: Sequence[float]) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    from distseg.runs.folder import open_run
+    from distseg.runs.trained import load_best
     from distseg.serving.verification import read_samples
-    from distseg.training.run_folder import load_best, open_run
 
     folder, config = open_run(run)
     segmenter = load_best(folder, config)[1]

@@ -5,7 +5,7 @@ import torch
 
 from distseg.config import ModelConfig, OptimConfig
 from distseg.errors import DistsegError
-from distseg.models import build_model
+from distseg.models.network import build_model
 from distseg.optim import build_optimizer, learning_rate, set_learning_rate
 
 

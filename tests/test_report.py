@@ -23,9 +23,9 @@ from distseg.reporting.charts import Axis, Dot, heat_map, scatter
 from distseg.reporting.evaluated import read_splits
 from distseg.reporting.page import UNDEFINED, label, shown
 from distseg.reporting.probabilities import best_threshold, calibration, threshold_scores
+from distseg.runs.trained import save_best
 from distseg.tables import write_csv
 from distseg.training.evaluation import evaluate_run
-from distseg.training.run_folder import save_best
 from distseg.training.study.plan import load_study
 from distseg.training.study.task import State, task_of, write_config
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.misc import is_dicom as has_dicom_magic
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
@@ -54,13 +53,6 @@ class Frame:
     intercept: float
     padding: tuple[int, int] | None
     """the two ends of the stored values that are no measurement"""
-
-
-def is_dicom(path: Path) -> bool:
-    """A DICOM file of any name; DICOMDIR, which only lists others, is none."""
-    return (
-        path.is_file() and not path.name.startswith(".") and path.name.upper() != "DICOMDIR" and has_dicom_magic(path)
-    )
 
 
 def read_patient_id(path: Path) -> str | None:

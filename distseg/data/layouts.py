@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distseg.config import IGNORED_LABEL
-from distseg.data.dicom import is_dicom, read_patient_id
-from distseg.data.nifti import is_nifti, nifti_stem
-from distseg.data.png import is_png
+from distseg.data.dicom import read_patient_id
+from distseg.data.file_kinds import is_dicom, is_nifti, is_png, nifti_stem
 from distseg.errors import DistsegError
 
 # Labels of every layout; a store names those that its source may hold. Higher numbers overwrite lower ones.

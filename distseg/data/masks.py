@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from distseg.data.dicom import axial_order, is_dicom, on_grid, read_dicom_series, read_segmentation
+from distseg.data.dicom import axial_order, on_grid, read_dicom_series, read_segmentation
+from distseg.data.file_kinds import is_dicom, is_nifti, is_png
 from distseg.data.layouts import CaseSource, MaskSource
-from distseg.data.nifti import is_nifti, read_nifti
-from distseg.data.png import is_png, read_png_slices
+from distseg.data.nifti import read_nifti
+from distseg.data.png import read_png_slices
 from distseg.data.volume import Volume
 from distseg.errors import DistsegError
 

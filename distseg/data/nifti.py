@@ -12,7 +12,6 @@ from distseg.data.volume import Volume, as_stored, check_voxel_count, in_lps, pa
 from distseg.errors import DistsegError
 from distseg.files import written_aside
 
-SUFFIXES = (".nii.gz", ".nii")
 # Header fields that say where voxels lie; a header made anew from an affine would round them.
 GEOMETRY = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
@@ -20,15 +19,6 @@ GEOMETRY = (
 )  # fmt: skip
 NOT_MM = {1: "metres", 3: "micrometres"}  # codes of xyzt_units; besides 2, mm, some writers leave anything there
 DEFLATE_RATIO = 1032  # no gzip file unpacks to more than this many times its size
-
-
-def is_nifti(path: Path) -> bool:
-    return path.is_file() and path.name.endswith(SUFFIXES) and not path.name.startswith(".")
-
-
-def nifti_stem(path: Path) -> str:
-    """File name without .nii or .nii.gz."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def read_nifti(path: Path) -> Volume:

@@ -12,10 +12,6 @@ from distseg.errors import DistsegError
 GREY_MODES = ("1", "L", "I;16", "I;16B", "I")
 
 
-def is_png(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() == ".png" and not path.name.startswith(".")
-
-
 def read_png_slices(files: Sequence[Path]) -> Volume:
     """Slices of one size, stacked in the order given.
 

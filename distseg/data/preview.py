@@ -5,17 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distseg.config import IGNORED_LABEL, Config
+from distseg.config import Config
 from distseg.data.pipeline import Batch, build_train_loader, build_val_loader
 from distseg.data.plan import Plan
 from distseg.data.store import Slices, Store, open_store
-from distseg.files import written_aside
-
-LABEL_COLOURS = ("#4cc9f0", "#ff6b35", "#b5e48c", "#f15bb5")  # of label 1, 2, ...: apart for colour-blind eyes on grey
+from distseg.pictures import draw_outlines, save_figure
 
 
 def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> int:
@@ -42,25 +38,6 @@ def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> in
             draw_outlines(axes[row, column], labels[row])
     save_figure(figure, path)
     return len(slices)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """As PNG; there under its name when it is whole."""
-    FigureCanvasAgg(figure)
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=110, format="png")
-
-
-def colour_of_label(label: int) -> str:
-    return LABEL_COLOURS[(label - 1) % len(LABEL_COLOURS)]
-
-
-def draw_outlines(axes: Axes, label_YX: np.ndarray, style: str = "solid") -> None:
-    """Outlines each label of a slice in its colour."""
-    for label in np.setdiff1d(label_YX, (0, IGNORED_LABEL)):
-        axes.contour(
-            label_YX == label, levels=[0.5], colors=colour_of_label(int(label)), linestyles=style, linewidths=1
-        )
 
 
 def _telling_slices(config: Config, store: Store, n_slices: int) -> Slices:

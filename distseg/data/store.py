@@ -22,6 +22,7 @@ import numpy as np
 import pydantic
 from tqdm import tqdm
 
+from distseg.config import Config
 from distseg.data.splits import Folds, check_patients_apart
 from distseg.errors import DistsegError
 from distseg.files import sha256_of, write_json
@@ -241,6 +242,22 @@ def open_store(root: Path) -> Store:
         ) from None
     check_patients_apart(store.folds, str(root / "store.json"))
     return store
+
+
+def check_labels(config: Config, store: Store) -> None:
+    """Refuses regions of labels that the store has not."""
+    known = set(store.labels.values())
+    for name, labels in config.regions.items():
+        if unknown := sorted(set(labels) - known):
+            raise DistsegError(
+                f"regions.{name}: got label {unknown[0]}; {store.root} has {dict(store.labels)}; choose from them"
+            )
+
+
+def split_slices(config: Config, store: Store, split: str) -> Slices:
+    """The slices that a run is trained or scored on."""
+    leaky_seed = config.seed if config.data.leaky_slice_split else None
+    return store.slices_of_split(split, config.data.fold, leaky_seed)
 
 
 def write_store_json(root: Path, layout: str, labels: Mapping[str, int], cases: Sequence[Case], folds: Folds) -> None:

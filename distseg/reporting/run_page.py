@@ -9,14 +9,13 @@ from typing import Any
 from markupsafe import Markup
 
 from distseg.config import Config, config_as_yaml
-from distseg.data.store import Store, open_store
+from distseg.data.store import Store, open_store, split_slices
 from distseg.errors import DistsegError
 from distseg.reporting.charts import Axis, Line, Mark, interval_strip, line_chart
 from distseg.reporting.evaluated import Split, calibration_chart, read_splits, size_chart, threshold_chart
 from distseg.reporting.page import as_number, picture, render, shown
+from distseg.runs.folder import best_metadata, open_run
 from distseg.tables import read_rows
-from distseg.training.inference import split_slices
-from distseg.training.run_folder import best_metadata, open_run
 
 MOST_POINTS = 300  # of a training curve: further steps are averaged
 MOST_NAMES = 200  # of patients

@@ -7,7 +7,6 @@ model/  model.pt | model.pt2 | model.onnx (metadata inside)  model.json (the sam
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +15,25 @@ from tqdm import tqdm
 
 from distseg import __version__
 from distseg.config import Config
-from distseg.data.store import open_store
+from distseg.data.store import open_store, split_slices
 from distseg.errors import DistsegError
-from distseg.files import folder_written_aside, is_free, sha256_of, write_json
-from distseg.models.segmenter import HuSegmenter, write_order
+from distseg.files import folder_written_aside, sha256_of, write_json
+from distseg.models.regions import write_order
+from distseg.models.segmenter import HuSegmenter
 from distseg.models.table import forward_cost
-from distseg.serving.formats import FORMATS, PRECISIONS, Format, in_precision, networks_of
-from distseg.serving.repository import PYTHON_REPOSITORY, PYTORCH_REPOSITORY, write_repositories
+from distseg.runs.folder import RunFolder, best_metadata
+from distseg.runs.trained import load_best, load_ensemble
+from distseg.serving.formats import DESCRIPTION, FORMATS, Format
+from distseg.serving.repository import write_repositories
+from distseg.serving.to_export import DEFAULT, MAX_DEPTH, ExportOptions, RunToExport, run_to_export
 from distseg.serving.verification import Differs, Sample, dice_of_samples, read_samples, verify
-from distseg.training.inference import inference_device, segment_cases, split_slices
-from distseg.training.postprocessing import RegionRule, read_rules, rules_as_dict
-from distseg.training.run_folder import RunFolder, best_metadata, load_best, load_ensemble, open_run
+from distseg.serving.writers import PRECISIONS, WRITERS, in_precision, networks_of
+from distseg.training.inference import inference_device, segment_cases
+from distseg.training.postprocessing import RegionRule, rules_as_dict
 from distseg.training.scoring import pooled_dice
 
-DESCRIPTION = "model.json"  # beside the file
-MAX_DEPTH = 4  # of Unet++ on five encoder levels
 
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What the file is to be."""
-
-    format: str = "torchscript"
-    """torchscript, pt2 or onnx"""
-    precision: str = "auto"
-    """of convolutions: float32, bfloat16, float16; auto: bfloat16 where Dice stays within `dice_tolerance`, else float32"""
-    dice_tolerance: float = 0.002
-    """largest change of a region's Dice that a reduced precision may bring"""
-    frozen: bool = False
-    """TorchScript with its weights made constants and its norms folded into convolutions"""
-    size: tuple[int, int] = (512, 512)
-    """height and width of the slices that a pt2 or onnx file takes"""
-    depth: int | None = None
-    """of a Unet++ trained with deep supervision: cut at this depth, 1 to 3; None: all of it"""
-    ensemble: Sequence[Path] = ()
-    """other runs, whose probabilities are averaged with this one's, in one file"""
-
-
-def export_run(
-    run: Path, out: Path, options: ExportOptions = ExportOptions(), overrides: Sequence[str] = ()
-) -> dict[str, Any]:
+def export_run(run: Path, out: Path, options: ExportOptions = DEFAULT, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Writes the verified model of a run to `out`; on any failure `out` stays as it was.
 
     Args:
@@ -68,37 +46,40 @@ def export_run(
         What is in model.json.
 
     Raises:
-        DistsegError: no finished run, `out` holds something else, options that do not fit, a precision that costs too much Dice,
-            or a file that does not agree with the eager model.
+        DistsegError: what `run_to_export` refuses, a precision that costs too much Dice, or a file that does not agree with
+            the eager model.
     """
-    folder, config = open_run(run, overrides)
-    format = _check(options, config, out)
-    rules = read_rules(run)
-    whole = load_ensemble([(folder, config), *(open_run(other) for other in options.ensemble)], options.depth)
-    _settle_slices(whole, rules, config)
+    return write_export(run_to_export(run, out, options, overrides))
+
+
+def write_export(wanted: RunToExport) -> dict[str, Any]:
+    """Writes the verified model of a run that was looked at; see `export_run`."""
+    config, options, format = wanted.config, wanted.options, wanted.format
+    whole = load_ensemble(wanted.members, options.depth)
+    _settle_slices(whole, wanted.rules, config)
     samples, device = read_samples(config), inference_device()
     segmenter, precision = _in_chosen_precision(whole, format, options, samples, config)
-    described = describe(config, whole, folder) | {
+    described = describe(config, whole, wanted.folder) | {
         "format": options.format,
         "frozen": options.frozen,
         "device": device.type if options.format == "pt2" else "any",
         "precision": precision,
         "ensemble": [str(path) for path in options.ensemble],
-        "postprocessing": rules_as_dict(rules),  # of whole volumes: `distseg predict` does it
+        "postprocessing": rules_as_dict(wanted.rules),  # of whole volumes: `distseg predict` does it
     }
     if not format.any_size:
         described["input"]["shape"][2:] = options.size
     if config.model.deep_supervision:
         described["model"]["depth"] = options.depth or MAX_DEPTH
-        described["depths"] = describe_depths(folder, config)
+        described["depths"] = describe_depths(wanted.folder, config)
     try:
-        return _publish(out, segmenter, described, options, samples)
+        return _publish(wanted.out, segmenter, described, options, samples)
     except Differs as error:
         if options.precision != "auto" or precision["weights"] == "float32":
             raise
         because = f"the file in {precision['weights']} {error.found}"
     described["precision"] = {"weights": "float32", "because": because}
-    return _publish(out, whole, described, options, samples)
+    return _publish(wanted.out, whole, described, options, samples)
 
 
 def _publish(
@@ -112,45 +93,13 @@ def _publish(
     format = FORMATS[options.format]
     with folder_written_aside(out) as aside:
         path = aside / format.file
-        format.write(segmenter, path, described, inference_device())
+        WRITERS[options.format](segmenter, path, described, inference_device())
         verification = verify(segmenter, path, described, format.exact and not options.frozen, samples)
         described = described | {"verification": verification, "sha256": sha256_of(path)}
         write_json(aside / DESCRIPTION, described)
         if options.format == "torchscript":
             write_repositories(aside, described)
     return described
-
-
-def _check(options: ExportOptions, config: Config, out: Path) -> Format:
-    format = FORMATS[options.format]
-    if out.resolve() == Path.cwd():
-        raise DistsegError(f"output: got {out}, the folder you are in, which is replaced as a whole; give another")
-    if not is_free(out) and not _is_export(out):
-        raise DistsegError(
-            f"output: got {out}, which holds something else; give a new folder, or an earlier export and nothing more"
-        )
-    if options.depth is not None and not (config.model.deep_supervision and 1 <= options.depth < MAX_DEPTH):
-        raise DistsegError(
-            f"--depth: got {options.depth}; only a Unet++ trained with model.deep_supervision has heads at depths 1 to "
-            f"{MAX_DEPTH - 1}; leave it out, or train so"
-        )
-    if options.precision not in ("auto", *format.precisions):
-        raise DistsegError(
-            f"--precision: got {options.precision} for {options.format}, which takes {', '.join(format.precisions)}; choose another"
-        )
-    if options.frozen and options.format != "torchscript":
-        raise DistsegError(f"--frozen: got it for {options.format}; only TorchScript is frozen; leave it out")
-    return format
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether a folder holds an export and nothing that would be lost with it."""
-    known = {DESCRIPTION, PYTORCH_REPOSITORY, PYTHON_REPOSITORY, *(format.file for format in FORMATS.values())}
-    try:
-        described = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(described, dict) and "distseg" in described and {path.name for path in folder.iterdir()} <= known
 
 
 def _settle_slices(segmenter: HuSegmenter, rules: Mapping[str, RegionRule] | None, config: Config) -> None:

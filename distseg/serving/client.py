@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import torch
 
 from distseg.errors import DistsegError
 from distseg.serving.repository import METADATA, MODEL_NAME
+from distseg.serving.source import parse_address
 
 Answer = TypeVar("Answer")
 UNREACHABLE, LATE = "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"
@@ -40,9 +40,9 @@ class RemoteSegmenter:
     """whether they are asked for: they are most of an answer's bytes. False: they are given with R = 0"""
 
     def __init__(self, address: str, model: str = MODEL_NAME, version: str = "", timeout_s: float = 300.0):
-        scheme, place = _parse(address)
+        scheme, place = parse_address(address)
         self._address, self._model, self._version, self._timeout_s = address, model, version, timeout_s
-        self._library = _client_library(scheme)
+        self._library = importlib.import_module(f"tritonclient.{scheme}")
         if scheme == "http":  # one library takes the limit once, the other with each call
             limits, self._limit = {"connection_timeout": timeout_s, "network_timeout": timeout_s}, {}
         else:
@@ -116,24 +116,3 @@ class RemoteSegmenter:
         else:
             rule, remedy = "it refuses this", "check the model's name and version, and the input"
         raise DistsegError(f"server: got {self._address}; {rule} ({said}); {remedy}")
-
-
-def _parse(address: str) -> tuple[str, str]:
-    """Scheme and host:port."""
-    try:
-        parts = urlsplit(address)
-        usable = parts.scheme in ("grpc", "http") and parts.hostname and parts.port and parts.path in ("", "/")
-    except ValueError:  # a port that is none
-        usable = False
-    if not usable:
-        raise DistsegError(f"server: got {address}; must be grpc://host:port or http://host:port; correct it")
-    return parts.scheme, parts.netloc
-
-
-def _client_library(scheme: str) -> Any:
-    try:
-        return importlib.import_module(f"tritonclient.{scheme}")
-    except ImportError:
-        raise DistsegError(
-            "server: got an address, but tritonclient is not installed; pip install 'distseg[client]'"
-        ) from None

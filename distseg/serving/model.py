@@ -12,12 +12,12 @@ import pydantic
 import torch
 
 from distseg.errors import DistsegError
+from distseg.runs.folder import open_run
 from distseg.serving import standalone
-from distseg.serving.artefact import DESCRIPTION, describe
-from distseg.serving.formats import FORMATS
+from distseg.serving.formats import DESCRIPTION
+from distseg.serving.source import exported_file, is_run
 from distseg.training.inference import Segmenter, segment_volume
 from distseg.training.postprocessing import RegionRule, label_map, read_rules, rules_as_dict
-from distseg.training.run_folder import load_best, open_run
 
 # What a check of the file or its packing adds to the description: the masks are the same with and without.
 NOT_IDENTITY = ("verification", "sha256")
@@ -79,13 +79,14 @@ def open_model(source: Path, device: torch.device) -> Model:
 
     Raises:
         DistsegError: none of the three, or damaged.
+        ModuleNotFoundError: what it is read with is not installed.
     """
-    if (source / "config.yaml").is_file():
+    if is_run(source):
         return _open_run(source, device)
-    path = _exported_file(source)
+    path = exported_file(source)
     try:
         segmenter = standalone.load(path, device)
-    except (RuntimeError, ValueError, ImportError) as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DistsegError(f"model {path}: not readable ({reason}); export it again") from None
     beside = path.with_name(DESCRIPTION)
@@ -93,17 +94,6 @@ def open_model(source: Path, device: torch.device) -> Model:
     if beside.is_file() and _described(beside, _read_json(beside)).weights_sha256 != model.described.weights_sha256:
         raise DistsegError(f"model: got {beside}, which describes another file than {path.name}; export it again")
     return model
-
-
-def _exported_file(source: Path) -> Path:
-    names = [format.file for format in FORMATS.values()]
-    candidates = [source / name for name in names] if source.is_dir() else [source]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise DistsegError(
-        f"model: got {source}; it must be a run folder, an export folder or one of {', '.join(names)}; check the path"
-    )
 
 
 def open_server(url: str, probabilities: bool = True) -> Model:
@@ -116,7 +106,7 @@ def open_server(url: str, probabilities: bool = True) -> Model:
     Raises:
         DistsegError: no such server, or its model is none of distseg's.
     """
-    from distseg.serving.client import RemoteSegmenter  # its library is an extra
+    from distseg.serving.client import RemoteSegmenter  # a file or a run needs no client
 
     remote = RemoteSegmenter(url)
     model = _model(url, remote, torch.device("cpu"), remote.metadata)
@@ -125,6 +115,9 @@ def open_server(url: str, probabilities: bool = True) -> Model:
 
 
 def _open_run(run: Path, device: torch.device) -> Model:
+    from distseg.runs.trained import load_best  # these build the network: an exported file needs neither them nor timm
+    from distseg.serving.artefact import describe
+
     folder, config = open_run(run)
     _, segmenter = load_best(folder, config)
     metadata = describe(config, segmenter, folder)

@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from distseg.data.dicom import read_dicom_series
-from distseg.data.nifti import is_nifti, read_nifti, write_on_grid
+from distseg.data.file_kinds import is_nifti
+from distseg.data.nifti import read_nifti, write_on_grid
 from distseg.data.volume import Volume, hounsfield
 from distseg.errors import DistsegError
 from distseg.files import locked
@@ -23,11 +24,9 @@ from distseg.serving.finished import TABLE, Finished
 from distseg.serving.model import Model
 from distseg.serving.work import Task, Work
 from distseg.tables import write_csv
-from distseg.training.figures import Overlay, draw_overlays
 from distseg.training.postprocessing import regions_by_width
 
 LUNG = "lung"  # the region that affected shares are of
-SLICES_SHOWN = 6  # of an overlay
 
 Read = tuple[Volume, str]
 """a volume in HU, and where its intensities came from"""
@@ -144,9 +143,10 @@ def _write(
                 unless_whole.callback(path.unlink, missing_ok=True)
                 _write_probability(path, probability_ZYX, volume, options.probabilities)
         if options.overlay:
+            from distseg.serving.affected_slices import draw_affected_slices  # matplotlib: few need it
+
             unless_whole.callback(beside[-1].unlink, missing_ok=True)
-            overlays = most_affected_slices(volume.values_ZYX, mask_ZYX, regions)
-            draw_overlays(overlays, model.described.labels, beside[-1], heading=task.name)
+            draw_affected_slices(beside[-1], volume.values_ZYX, mask_ZYX, regions, model.described.labels, task.name)
         if options.format == "dicom-seg":
             from distseg.data.dicom_seg import write_segmentation
 
@@ -198,19 +198,6 @@ def describe(found: Mapping[str, float | None]) -> str:
             share = found.get(f"{name}_percent_of_lung")
             parts.append(f"{name} {value:.1f} ml" + ("" if share is None else f" ({share:.1f} % of the lung)"))
     return ", ".join(parts)
-
-
-def most_affected_slices(
-    hu_ZYX: np.ndarray, mask_ZYX: np.ndarray, regions: Mapping[str, Sequence[int]]
-) -> list[Overlay]:
-    """The slices with most of the narrowest region, then of the next wider ones, from the lowest up."""
-    by_width = regions_by_width(regions)
-    areas = [np.isin(mask_ZYX, list(regions[name])).sum(axis=(1, 2)) for name in by_width]  # lexsort: last key first
-    chosen = sorted(np.lexsort(areas)[-SLICES_SHOWN:].tolist())
-    counts = [", ".join(f"{name} {area[z]} px" for name, area in zip(by_width, areas, strict=True)) for z in chosen]
-    return [
-        Overlay(f"slice {z}: {count}", hu_ZYX[z], None, mask_ZYX[z]) for z, count in zip(chosen, counts, strict=True)
-    ]
 
 
 def _read_ahead(tasks: Sequence[Task], intensity: str) -> Iterator[tuple[Task, Future[Read]]]:

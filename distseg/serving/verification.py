@@ -19,11 +19,11 @@ from torch import nn
 from tqdm import tqdm
 
 from distseg.config import AIR_HU, Config
-from distseg.data.store import Case, open_store
+from distseg.data.store import Case, open_store, split_slices
 from distseg.errors import DistsegError
 from distseg.models.segmenter import HuSegmenter
 from distseg.serving import standalone
-from distseg.training.inference import SegmentedCase, inference_device, split_slices, with_neighbours
+from distseg.training.inference import SegmentedCase, inference_device, with_neighbours
 from distseg.training.scoring import pooled_dice
 
 # Batch, height, width: batch 1 and 3, odd, smaller than the stride, not square. A trace is made at another shape.

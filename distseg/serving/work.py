@@ -4,8 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from distseg.data.dicom import is_dicom
-from distseg.data.nifti import SUFFIXES, is_nifti, nifti_stem
+from distseg.data.file_kinds import SUFFIXES, is_dicom, is_nifti, nifti_stem
 from distseg.errors import DistsegError
 
 FORMATS = {"nifti": SUFFIXES, "dicom-seg": (".dcm",)}

@@ -1,9 +1,7 @@
 """Puts a run together: slices, network, strategy, and what an earlier start of it left."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -13,16 +11,16 @@ from distseg.data.store import Store
 from distseg.errors import DistsegError
 from distseg.kernels import region_bits
 from distseg.losses import build_loss
-from distseg.models import build_model
-from distseg.models.network import check_input_shape
+from distseg.models.network import build_model, check_input_shape
 from distseg.models.norm import synchronise_batch_norm
-from distseg.training.checkpoint import Checkpoint, Progress, load_checkpoint, newest_checkpoint
+from distseg.runs.checkpoint import Checkpoint, Progress, load_checkpoint, newest_checkpoint
+from distseg.runs.folder import RunFolder
+from distseg.runs.trained import start_from_run
 from distseg.training.ema import ExponentialMovingAverage
-from distseg.training.inference import check_labels, split_slices
 from distseg.training.interruption import Interruption
 from distseg.training.loop import Trainer
 from distseg.training.ranks import on_main
-from distseg.training.run_folder import RunFolder, start_from_run
+from distseg.training.slices import training_slices
 from distseg.training.strategy import build_strategy
 
 
@@ -47,15 +45,7 @@ def build_trainer(
     Raises:
         DistsegError: the store's labels, fold or slices do not do for the configuration.
     """
-    check_labels(config, store)
-    train, val = (split_slices(config, store, split) for split in ("train", "val"))
-    held = {name: train.holding(_label_names(store, labels)) for name, labels in config.regions.items()}
-    if nowhere := [name for name, found in held.items() if not len(found)]:
-        raise DistsegError(
-            f"regions.{nowhere[0]}: got no training slice of {store.root}, fold {config.data.fold}, that holds it; the "
-            "network could not learn it; leave the region out or choose another data.fold"
-        )
-    focused = held.get(config.data.focus_region, np.empty(0, np.int64))
+    slices = training_slices(config, store)
     network = _build_network(config, accelerator)
     saved = _newest(accelerator, folder, network) if resume else None
     if saved is not None:
@@ -73,7 +63,18 @@ def build_trainer(
     criterion = build_loss(config.loss, list(config.regions), region_bits(config.regions)).to(accelerator.device)
     progress = saved.progress if saved else Progress()
     return Trainer(
-        config, accelerator, folder, strategy, criterion, train, val, focused, store.labels, interruption, ema, progress
+        config,
+        accelerator,
+        folder,
+        strategy,
+        criterion,
+        slices.train,
+        slices.val,
+        slices.focused,
+        store.labels,
+        interruption,
+        ema,
+        progress,
     )
 
 
@@ -104,7 +105,3 @@ def _newest(accelerator: Accelerator, folder: RunFolder, network: nn.Module) -> 
             f"earlier distseg; finish the run with that one, or start another with model.start_from={folder.root}"
         )
     return checkpoint
-
-
-def _label_names(store: Store, labels: Sequence[int]) -> list[str]:
-    return [name for name, number in store.labels.items() if number in labels]

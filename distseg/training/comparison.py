@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import wilcoxon
 
 from distseg.errors import DistsegError
 from distseg.metrics import mean_defined, none_if_undefined, patient_bootstrap_ci
+from distseg.scores import ALL_SCORES, EMPTY_COUNTS, MEANS
 from distseg.tables import read_csv
-from distseg.training.scoring import ALL_SCORES, EMPTY_COUNTS, MEANS
 
 COMPARED = ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm")
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -148,6 +147,8 @@ def _wilcoxon_p(differences: Sequence[float]) -> float | None:
         return None
     if not np.any(differences):
         return 1.0
+    from scipy.stats import wilcoxon  # here: it takes as long as all the rest
+
     return float(wilcoxon(differences, zero_method="zsplit").pvalue)
 
 

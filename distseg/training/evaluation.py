@@ -16,22 +16,15 @@ from tqdm import tqdm
 
 from distseg.config import Config
 from distseg.data.nifti import write_labels
-from distseg.data.store import Case, Slices, Store, open_store
-from distseg.errors import DistsegError
+from distseg.data.store import Slices, Store
 from distseg.files import folder_written_aside, locked, remove_leftovers, write_json
+from distseg.runs.folder import best_metadata
+from distseg.runs.trained import load_ensemble
 from distseg.tables import write_csv
 from distseg.training.figures import draw_ranked_slices
-from distseg.training.inference import (
-    SegmentedCase,
-    check_labels,
-    inference_device,
-    read_masks,
-    segment_cases,
-    split_slices,
-)
-from distseg.training.postprocessing import RULES, read_rules, rules_as_dict
+from distseg.training.inference import SegmentedCase, inference_device, read_masks, segment_cases
+from distseg.training.postprocessing import rules_as_dict
 from distseg.training.ranks import connect_ranks, disconnect_ranks, on_all, on_main
-from distseg.training.run_folder import RunFolder, best_metadata, load_ensemble, open_run
 from distseg.training.scoring import (
     CaseScores,
     probabilities,
@@ -41,6 +34,7 @@ from distseg.training.scoring import (
     score_case,
     summarise,
 )
+from distseg.training.to_score import MasksToScore, RunToScore, masks_to_score, run_to_score
 
 UNEVEN_S = 86400.0  # ranks wait for each other's whole cases, not for a step
 
@@ -69,31 +63,28 @@ def evaluate_run(
     Raises:
         DistsegError: no finished run, no case in the split, or a member of the ensemble that has seen the split's patients.
     """
-    folder, config = open_run(run, overrides)
-    opened = open_store(store or Path(config.data.store))
-    slices = split_slices(config, opened, split)
-    rules = None if raw else read_rules(run)
-    if rules is not None and any(word.startswith("evaluate.threshold=") for word in overrides):
-        raise DistsegError(
-            f"override: got evaluate.threshold; {run / RULES} has the regions' own; leave it out, or give --raw"
-        )
-    members = [(folder, config), *(open_run(other) for other in ensemble)]
-    _check_unseen(members, opened, slices.cases, split)
+    return score_run(run_to_score(run, split, store, overrides, ensemble, raw))
+
+
+def score_run(found: RunToScore) -> dict[str, Any]:
+    """Scores a run that was looked at; see `evaluate_run`."""
+    config = found.config
 
     def segmented(own: Slices) -> Iterator[SegmentedCase]:
         device = inference_device()
-        segmenter = load_ensemble(members).to(device)
-        yield from segment_cases(segmenter, opened, own, config, device, rules)
+        segmenter = load_ensemble(found.members).to(device)
+        yield from segment_cases(segmenter, found.store, own, config, device, found.rules)
 
     made_by = {
-        "model": best_metadata(folder),
+        "model": best_metadata(found.folder),
         "tta": config.evaluate.tta,
         "tta_scales": list(config.evaluate.tta_scales),
         "window": config.evaluate.window,
-        "ensemble": [str(path) for path in ensemble],
-        "postprocessing": rules_as_dict(rules),
+        "ensemble": [str(folder.root) for folder, _ in found.members[1:]],
+        "postprocessing": rules_as_dict(found.rules),
     }
-    return _evaluate(run / "eval" / split, config, split, opened, slices, segmented, made_by)
+    out = found.folder.root / "eval" / found.split
+    return _evaluate(out, config, found.split, found.store, found.slices, segmented, made_by)
 
 
 def evaluate_masks(masks: Path, split: str, store: Path, config: Config) -> dict[str, Any]:
@@ -110,28 +101,19 @@ def evaluate_masks(masks: Path, split: str, store: Path, config: Config) -> dict
     Raises:
         DistsegError: a case without a mask, or a mask that is not on its volume's grid.
     """
-    opened = open_store(store)
-    check_labels(config, opened)
-    slices = split_slices(config, opened, split)
+    return score_masks(masks_to_score(masks, split, store, config))
+
+
+def score_masks(found: MasksToScore) -> dict[str, Any]:
+    """Scores masks that were found; see `evaluate_masks`."""
     made_by: dict[str, Any] = dict.fromkeys(("model", "tta_scales", "window", "postprocessing"))
     made_by |= {"tta": False, "ensemble": []}
-    return _evaluate(
-        masks / "eval" / split, config, split, opened, slices, lambda own: read_masks(masks, opened, own), made_by
-    )
 
+    def segmented(own: Slices) -> Iterator[SegmentedCase]:
+        return read_masks(found.files, found.store, own)
 
-def _check_unseen(members: Sequence[tuple[RunFolder, Config]], store: Store, cases: Sequence[Case], split: str) -> None:
-    """Refuses runs that were trained on a patient, as they have noted it themselves: a store's folds may be dealt anew."""
-    for number, (folder, config) in enumerate(members):
-        if number == 0 and config.data.leaky_slice_split:
-            continue  # that is what it is for; the summary says so
-        trained = folder.patients("train") or {case.patient for case in split_slices(config, store, "train").cases}
-        if seen := sorted(set(trained) & {case.patient for case in cases}):
-            name, remedy = ("--ensemble", "use --split test") if number else ("run", "use the store it was trained on")
-            raise DistsegError(
-                f"{name}: got {folder.root}, which was trained on {len(seen)} of the patients of split {split} ({seen[0]}); "
-                f"its score would be no score; {remedy}"
-            )
+    out = found.folder / "eval" / found.split
+    return _evaluate(out, found.config, found.split, found.store, found.slices, segmented, made_by)
 
 
 def _evaluate(

@@ -1,38 +1,28 @@
 """Pictures of a run: learning curves, and slices with the outlines of truth and prediction."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 from distseg.config import IGNORED_LABEL, Config
 from distseg.data.nifti import read_nifti
-from distseg.data.preview import LABEL_COLOURS, colour_of_label, draw_outlines, save_figure
-from distseg.data.store import Store, read_slice
+from distseg.data.store import Store, read_slice, split_slices
+from distseg.pictures import LABEL_COLOURS, Overlay, draw_overlays, save_figure
+from distseg.runs.folder import RunFolder
+from distseg.runs.trained import load_best
 from distseg.tables import read_rows
-from distseg.training.inference import SegmentedCase, segment_cases, split_slices
-from distseg.training.run_folder import RunFolder, load_best
+from distseg.training.inference import SegmentedCase, segment_cases
 from distseg.training.scoring import CaseScores
 
-LUNG_WINDOW_HU = (-1250, 250)
 SLICES_SHOWN = 3  # of each rank
 
 RankedSlice = tuple[float, int, str, int]
 """Dice, minus the wrong pixels, case, z"""
-
-
-@dataclass(frozen=True)
-class Overlay:
-    title: str
-    hu_YX: np.ndarray
-    truth_YX: np.ndarray | None
-    mask_YX: np.ndarray
 
 
 def draw_run(folder: RunFolder, config: Config, store: Store, device: torch.device) -> None:
@@ -121,36 +111,4 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (loss, dice):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    save_figure(figure, path)
-
-
-def draw_overlays(
-    overlays: Sequence[Overlay],
-    labels: Mapping[str, int],
-    path: Path,
-    columns: int = 3,
-    heading: str = "dashed: truth, solid: prediction",
-) -> None:
-    """Slices in the lung window; truth, where known, as dashed, prediction as solid outline, a colour a label.
-
-    Args:
-        labels: numbers of the labels by their names, for the legend.
-        path: of the PNG.
-        columns: slices side by side.
-        heading: above them.
-    """
-    rows = -(-len(overlays) // columns)
-    figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
-    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in all_axes:
-        axes.set_axis_off()
-    for axes, overlay in zip(all_axes, overlays, strict=False):
-        axes.imshow(overlay.hu_YX, cmap="gray", vmin=LUNG_WINDOW_HU[0], vmax=LUNG_WINDOW_HU[1])
-        axes.set_title(overlay.title, fontsize=8, parse_math=False)  # a case may be called a$b$
-        for label_YX, style in ((overlay.truth_YX, "dashed"), (overlay.mask_YX, "solid")):
-            if label_YX is not None:
-                draw_outlines(axes, label_YX, style)
-    names = [Line2D([], [], color=colour_of_label(n), label=name) for name, n in labels.items() if n > 0]
-    figure.legend(handles=names, loc="outside lower center", ncols=len(names), fontsize=8)
-    figure.suptitle(heading, fontsize=9)
     save_figure(figure, path)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from distseg.config import Config
-from distseg.data.nifti import is_nifti, nifti_stem, read_nifti
+from distseg.data.nifti import read_nifti
 from distseg.data.store import Case, Slices, Store
 from distseg.errors import DistsegError
 from distseg.training.postprocessing import RegionRule, label_map
@@ -43,22 +43,6 @@ class SegmentedCase:
 def inference_device() -> torch.device:
     """The first GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def check_labels(config: Config, store: Store) -> None:
-    """Refuses regions of labels that the store has not."""
-    known = set(store.labels.values())
-    for name, labels in config.regions.items():
-        if unknown := sorted(set(labels) - known):
-            raise DistsegError(
-                f"regions.{name}: got label {unknown[0]}; {store.root} has {dict(store.labels)}; choose from them"
-            )
-
-
-def split_slices(config: Config, store: Store, split: str) -> Slices:
-    """The slices that a run is trained or scored on."""
-    leaky_seed = config.seed if config.data.leaky_slice_split else None
-    return store.slices_of_split(split, config.data.fold, leaky_seed)
 
 
 def with_neighbours(hu_ZYX: np.ndarray, z_B: np.ndarray, n_slices: int) -> np.ndarray:
@@ -119,13 +103,16 @@ def segment_cases(
         yield SegmentedCase(case, z, hu_ZYX[z], truth_ZYX[z], mask_ZYX[z], probability_RZYX[:, z])
 
 
-def read_masks(folder: Path, store: Store, slices: Slices) -> Iterator[SegmentedCase]:
-    """Masks that something else made: FOLDER/<case>.nii.gz or .nii, the store's labels, in any axis order.
+def read_masks(files: Mapping[str, Path], store: Store, slices: Slices) -> Iterator[SegmentedCase]:
+    """Masks that something else made, of the store's labels, in any axis order.
+
+    Args:
+        files: NIfTI file of each case, by its id.
+        store, slices: what they are masks of.
 
     Raises:
-        DistsegError: a case without a mask; a mask of another shape or voxel size, or with a label that the store has not.
+        DistsegError: a mask of another shape or voxel size, or with a label that the store has not.
     """
-    files = _mask_files(folder, slices.cases)
     known = sorted(set(store.labels.values()))
     for case, z in slices.by_case():
         path = files[case.id]
@@ -149,14 +136,3 @@ def read_masks(folder: Path, store: Store, slices: Slices) -> Iterator[Segmented
 
 def _as_mm(spacing_mm: Sequence[float]) -> str:
     return " x ".join(f"{side:.3g}" for side in spacing_mm) + " mm"
-
-
-def _mask_files(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
-    found = {nifti_stem(path): path for path in sorted(folder.iterdir()) if is_nifti(path)}
-    if missing := [case.id for case in cases if case.id not in found]:
-        some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DistsegError(
-            f"masks: got {folder} without {len(missing)} of {len(cases)} cases ({some}); each needs CASE.nii.gz or CASE.nii; "
-            "predict them, or choose another --split or data.fold"
-        )
-    return found

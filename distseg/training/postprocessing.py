@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import pydantic
-from scipy.ndimage import find_objects, label
 
 from distseg.errors import DistsegError
-from distseg.models.segmenter import write_order
-from distseg.training.run_folder import RunFolder, best_metadata
+from distseg.models.regions import write_order
+from distseg.runs.folder import RunFolder, best_metadata
 
 RULES = "postprocessing.json"  # in a run's folder
 
@@ -51,12 +50,16 @@ class RegionRule:
             mask_ZYX &= outer_ZYX
         if self.seed_threshold is None and self.components is None or not mask_ZYX.any():
             return mask_ZYX
+        from scipy.ndimage import find_objects  # here and below: most masks are made without it
+
         (box,) = find_objects(mask_ZYX.astype(np.uint8))  # a lesion is far smaller than its volume
         kept_ZYX = np.zeros_like(mask_ZYX)
         kept_ZYX[box] = self._kept_components(mask_ZYX[box], probability_ZYX[box])
         return kept_ZYX
 
     def _kept_components(self, mask_ZYX: np.ndarray, probability_ZYX: np.ndarray) -> np.ndarray:
+        from scipy.ndimage import label
+
         number_ZYX, count = label(mask_ZYX, NEIGHBOURS)
         sizes = np.bincount(number_ZYX.ravel(), minlength=count + 1)
         keeps = np.ones(count + 1, bool)

@@ -11,7 +11,6 @@ import torch
 from distseg.config import IGNORED_LABEL, Config
 from distseg.kernels import region_bits, region_targets
 from distseg.metrics import (
-    SCORES,
     EmptyPolicy,
     confusion_counts,
     mean_defined,
@@ -19,14 +18,11 @@ from distseg.metrics import (
     patient_bootstrap_ci,
     scores_from_counts,
 )
-from distseg.surfaces import SURFACE_SCORES, surface_scores
+from distseg.scores import SURFACE_SCORES, VOLUMES
+from distseg.surfaces import surface_scores
 from distseg.training.inference import SegmentedCase
 
-VOLUMES = ("truth_ml", "predicted_ml", "volume_error_ml")
-ALL_SCORES = (*SCORES, *SURFACE_SCORES, *VOLUMES)
 BINS = 100  # of probability; a threshold of two decimals is the edge of one
-MEANS = {"per_patient": ALL_SCORES, "per_slice": SCORES, "pooled": SCORES}  # of a region, besides those over volumes
-EMPTY_COUNTS = ("n_empty_truth", "n_empty_prediction")
 OUTCOMES = ("tp", "fp", "fn", "tn")
 
 Scores = dict[str, float]

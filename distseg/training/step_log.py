@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,7 @@ from distseg.data.pipeline import Batch
 from distseg.errors import DistsegError
 from distseg.losses import LossTerms
 from distseg.metrics import none_if_undefined
+from distseg.tables import append_rows
 from distseg.training.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -55,7 +58,9 @@ class StepLog:
         trainer = self.trainer
         if trainer.config.data.log_samples:
             ids = [trainer.train_slices[index].id for index in batch.plan.indices[: batch.plan.n_real]]
-            trainer.folder.append_samples(trainer.accelerator.process_index, trainer.progress.step + 1, batch, ids)
+            append_samples(
+                trainer.folder.samples(trainer.accelerator.process_index), trainer.progress.step + 1, batch, ids
+            )
         return batch
 
     def add_stall(self, seconds: float) -> None:
@@ -144,3 +149,20 @@ class StepLog:
     def _memory(self) -> str:
         device = self.trainer.accelerator.device
         return f", GPU {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else ""
+
+
+def append_samples(path: Path, step: int, batch: Batch, ids: list[str]) -> None:
+    """One line a sample that counts: where it was used and a digest of the image and label it was."""
+    images, labels = batch.image_BCHW.cpu().numpy(), batch.label_BHW.cpu().numpy()
+    append_rows(
+        path,
+        (
+            {
+                "epoch": batch.plan.epoch,
+                "step": step,
+                "sample": name,
+                "sha256": hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest(),
+            }
+            for name, image, label in zip(ids, images, labels, strict=False)
+        ),
+    )

@@ -9,12 +9,13 @@ import numpy as np
 from tqdm import tqdm
 
 from distseg.config import IGNORED_LABEL, Config
-from distseg.data.store import open_store
+from distseg.data.store import open_store, split_slices
 from distseg.files import write_json
 from distseg.metrics import mean_defined, none_if_undefined, scores_from_counts
-from distseg.training.inference import Rules, SegmentedCase, inference_device, segment_cases, split_slices
+from distseg.runs.folder import best_metadata, open_run
+from distseg.runs.trained import load_best
+from distseg.training.inference import Rules, SegmentedCase, inference_device, segment_cases
 from distseg.training.postprocessing import RULES, RegionRule, label_map, regions_by_width, rules_as_dict
-from distseg.training.run_folder import best_metadata, load_best, open_run
 
 # (threshold, seed threshold): plain ones, and hysteresis around the usual one.
 THRESHOLDS = ((0.3, None), (0.4, None), (0.5, None), (0.6, None), (0.7, None), (0.3, 0.6), (0.5, 0.7), (0.5, 0.9))

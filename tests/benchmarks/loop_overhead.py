@@ -31,7 +31,7 @@ from distseg.data.prepare import FoldRule, prepare_store
 from distseg.errors import positive_int
 from distseg.kernels import region_bits
 from distseg.losses import build_loss
-from distseg.models import build_model
+from distseg.models.network import build_model
 from distseg.optim import build_optimizer
 from distseg.training.loop import Trainer
 from distseg.training.step_log import StepLog

@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from distseg.config import ModelConfig
 from distseg.errors import positive_int
-from distseg.models import build_model
-from distseg.models.network import OUTPUT_STRIDES
+from distseg.models.network import OUTPUT_STRIDES, build_model
 from distseg.models.table import BATCH, GRID, N_REGIONS, forward_cost
 
 GPUS = (8, 64, 512)

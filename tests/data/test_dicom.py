@@ -23,7 +23,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from distseg.data.dicom import is_dicom, on_grid, read_dicom_series, read_patient_id, read_segmentation
+from distseg.data.dicom import on_grid, read_dicom_series, read_patient_id, read_segmentation
+from distseg.data.file_kinds import is_dicom
 from distseg.data.prepare import FoldRule, prepare_store
 from distseg.errors import DistsegError
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distseg.config import ModelConfig
-from distseg.models import SegmentationNetwork, build_model
+from distseg.models.network import SegmentationNetwork, build_model
 
 PAIRS = [
     *(("gernet_s", decoder) for decoder in ("unetplusplus", "deeplabv3", "deeplabv3plus")),

@@ -6,7 +6,7 @@ from torch import nn
 
 from distseg.config import ModelConfig
 from distseg.errors import DistsegError
-from distseg.models import build_model
+from distseg.models.network import build_model
 from distseg.models.table import GRID
 
 DECODERS = ("unetplusplus", "deeplabv3", "deeplabv3plus")

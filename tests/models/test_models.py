@@ -14,8 +14,9 @@ from torch import nn
 
 from distseg.config import ModelConfig
 from distseg.errors import DistsegError
-from distseg.models import SegmentationNetwork, build_model, deeplab, unetplusplus
+from distseg.models import deeplab, unetplusplus
 from distseg.models.deeplab import ASPP, DeepLabV3Decoder, DeepLabV3PlusDecoder
+from distseg.models.network import SegmentationNetwork, build_model
 from distseg.models.table import forward_cost
 from distseg.models.unetplusplus import SCSE, UnetPlusPlusDecoder, upsample
 

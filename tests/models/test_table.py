@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from distseg.config import ModelConfig
 from distseg.model_table import main
-from distseg.models import build_model
+from distseg.models.network import build_model
 from distseg.models.table import GRID, forward_cost, pair_cost
 
 

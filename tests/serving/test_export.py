@@ -18,13 +18,15 @@ from distseg.config import load_config
 from distseg.errors import DistsegError
 from distseg.export import main
 from distseg.models.segmenter import HuSegmenter
+from distseg.runs.folder import open_run
+from distseg.runs.trained import load_best
 from distseg.serving import artefact, verification
 from distseg.serving.artefact import ExportOptions, export_run
-from distseg.serving.formats import FORMATS, in_precision
+from distseg.serving.formats import FORMATS
 from distseg.serving.model import open_model
 from distseg.serving.verification import COMPILED, Accepted, dice_of_samples, read_samples
+from distseg.serving.writers import WRITERS, in_precision
 from distseg.training.postprocessing import RULES, RegionRule, rules_as_dict
-from distseg.training.run_folder import load_best, open_run
 
 Run = Callable[..., Any]
 CPU = torch.device("cpu")
@@ -86,14 +88,14 @@ def test_the_file_describes_itself_inside_and_beside(model: Path) -> None:
 def test_a_file_that_disagrees_is_not_published(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = FORMATS["torchscript"]
+    honest = WRITERS["torchscript"]
 
     def another_window(segmenter: HuSegmenter, *rest: Any) -> None:
         segmenter.low_hu = [low - 400 for low in segmenter.low_hu]
-        honest.write(segmenter, *rest)
+        honest(segmenter, *rest)
         segmenter.low_hu = [low + 400 for low in segmenter.low_hu]
 
-    monkeypatch.setitem(artefact.FORMATS, "torchscript", dataclasses.replace(honest, write=another_window))
+    monkeypatch.setitem(artefact.WRITERS, "torchscript", another_window)
     with pytest.raises(DistsegError, match="the file differs from the eager model at shape"):
         export_run(small_run, tmp_path / "model", FLOAT32)
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import torch
 
 from distseg.data.plan import Position
 from distseg.errors import DistsegError
-from distseg.training.checkpoint import (
+from distseg.runs.checkpoint import (
     WEIGHTS,
     Checkpoint,
     CheckpointWriter,

@@ -15,10 +15,10 @@ from distseg.config import load_config
 from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import locked, write_json
-from distseg.models.segmenter import write_order
+from distseg.models.regions import write_order
+from distseg.runs.folder import CASES
 from distseg.serving.artefact import ExportOptions, export_run
 from distseg.training.evaluation import evaluate_run
-from distseg.training.run_folder import CASES
 
 Run = Callable[..., Any]
 CPU = torch.device("cpu")

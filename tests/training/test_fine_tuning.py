@@ -13,8 +13,8 @@ from torch import nn
 
 from distseg.config import OptimConfig
 from distseg.optim import build_optimizer, set_learning_rate
+from distseg.runs.folder import RunFolder, best_metadata
 from distseg.tables import read_rows
-from distseg.training.run_folder import RunFolder, best_metadata
 from tests.conftest import SMALL
 
 Run = Callable[..., Any]

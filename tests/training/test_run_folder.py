@@ -7,8 +7,9 @@ import torch
 
 from distseg.config import config_as_yaml, load_config
 from distseg.errors import DistsegError
-from distseg.models import build_model
-from distseg.training.run_folder import RunFolder, load_ensemble, save_best, start_from_run
+from distseg.models.network import build_model
+from distseg.runs.folder import RunFolder
+from distseg.runs.trained import load_ensemble, save_best, start_from_run
 
 SMALL = ["model.encoder=resnet18", "model.decoder_widths=[8,8,8,8,8]"]
 REGIONS = ["regions={lung: [1, 2], infection: [2]}", "regions={infection: [2], lung: [1, 2]}", "regions={lung: [1, 2]}"]

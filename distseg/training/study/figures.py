@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from distseg.data.preview import save_figure
+from distseg.pictures import save_figure
 from distseg.tables import read_rows
 from distseg.training.study.plan import Run, Study
 from distseg.training.study.results import Cell, best_pairs, cells, encoders_and_decoders, runs_of_pair

@@ -21,14 +21,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
 import distseg
 from distseg.config import config_as_yaml, load_config
 from distseg.errors import DistsegError
 from distseg.files import InUse, locked, write_json, write_text
-from distseg.models.table import pair_cost
 from distseg.shipped import shipped
 from distseg.training.study.plan import Run, Study
 
@@ -184,6 +180,8 @@ def do_task(task: Task, gpus: str | None = None, children: Children | None = Non
 
 
 def _do_task(task: Task, gpus: str | None, children: Children) -> Outcome:
+    from distseg.models.table import pair_cost  # these here: a report reads how far a run is without what it is trained with
+
     start = time.monotonic()
     stop_orphans(task)  # they are nobody's: who works on the run holds its lock
     state = dataclasses.replace(task.read_state(), begun=_here(gpus), error=None)
@@ -216,6 +214,8 @@ def _do_task(task: Task, gpus: str | None, children: Children) -> Outcome:
 
 def stop_orphans(task: Task) -> None:
     """Lets processes of this run that outlived their study (kill -9) save and end, so that the run's folder is free."""
+    import psutil
+
     orphans = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(MARK) == str(task.run)]
     for kind in (signal.SIGTERM, signal.SIGKILL):
         for process in orphans:
@@ -255,6 +255,8 @@ def _finish(task: Task, children: Children, words: Sequence[str], env: dict[str,
 def _launch_words(task: Task) -> list[str]:
     if task.launch is not None:
         return list(task.launch)
+    import torch
+
     name = "gpu.yaml" if torch.cuda.device_count() else "cpu.yaml"
     # Port 0: runs beside each other would want the same one.
     words = ["accelerate", "launch", "--config_file", str(shipped(f"launch/{name}")), "--main_process_port", "0"]

@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +22,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distseg.data.plan import Position
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, sha256_of, write_json
+from distseg.runs.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS, EMA, OPTIMIZER, PROGRESS, MANIFEST = (
     "weights.safetensors", "ema.safetensors", "optimizer.pt", "progress.json", "manifest.json",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands after an optimizer step."""
-
-    step: int = 0
-    """optimizer steps done, skipped ones too"""
-    position: Position = field(default_factory=Position)
-    """the next sample of the plan"""
-    to_validate: bool = False
-    """the validation that is due at this step is still to be done"""
-    score: float | None = None
-    """mean validation Dice at this step, where it was validated"""
-    best_score: float | None = None
-    """highest mean validation Dice so far"""
-    best_step: int | None = None
-    stale_validations: int = 0
-    """validations since then"""
-    skipped_steps: int = 0
-    """steps whose gradient was not finite, so far"""
-    skipped_in_a_row: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was told, what it saw, what it measured.
+"""The folder of a run: what it was told, what it saw, what it measured. Read without torch, so that mistakes are found at once.
 
 run/  config.yaml  environment.json  cases.json  run_id  metrics.jsonl  score_list.csv  checkpoints/  best/weights.safetensors
       figures/  samples/rank<r>.jsonl  tensorboard/  eval/<split>/  report.html  profile/trace.json
@@ -7,37 +7,23 @@ run/  config.yaml  environment.json  cases.json  run_id  metrics.jsonl  score_li
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import json
-import os
-import platform
 import shutil
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 
 from distseg.config import PACE_KEYS, Config, comparable, config_as_yaml, differences, load_config
-from distseg.data.pipeline import Batch
 from distseg.errors import DistsegError
-from distseg.files import locked, remove_if_empty, write_json, write_text, written_aside
-from distseg.models import SegmentationNetwork, build_model
-from distseg.models.averaging import build_views
-from distseg.models.segmenter import HuSegmenter, build_segmenter
-from distseg.packages import DALI_BUILDS, installed_version
+from distseg.files import locked, remove_if_empty, write_json, write_text
+from distseg.runs.progress import Progress
 from distseg.tables import append_rows, read_rows, write_csv, write_rows
-from distseg.training.checkpoint import Progress
 
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", *DALI_BUILDS, "numpy")
 # Keys that a resumed run may change: also how long it goes on, and the batch (a step has more or fewer samples then, as on another
 # number of ranks; which ones an epoch has, in which order, stays).
 FREE_ON_RESUME = (*PACE_KEYS, "train.epochs", "train.max_steps", "train.batch_size_per_rank", "train.patience",
@@ -47,6 +33,8 @@ FREE_ON_RESUME = (*PACE_KEYS, "train.epochs", "train.max_steps", "train.batch_si
 SAME_IN_ENSEMBLE = ("data.windows_hu", "data.neighbours", "data.image_size", "data.fit", "regions")
 
 CASES = "cases.json"  # of a run's splits
+SplitCases = Mapping[str, Mapping[str, str]]
+"""split -> folder in the store (named after what the case was made from) -> patient"""
 
 
 @dataclass(frozen=True)
@@ -131,34 +119,37 @@ class RunFolder:
         path = self.root / "run_id"
         return path.read_text().strip() if path.exists() else ""
 
-    def begin(
-        self,
-        config: Config,
-        progress: Progress,
-        cases: Mapping[str, Mapping[str, str]],
-        world_size: int,
-        precision: str,
-        strategy: str,
-    ) -> None:
-        """Writes what the run is, and drops what was logged after `progress` so that no line is repeated or lost.
-
-        Args:
-            config, progress, world_size, precision, strategy: of the run.
-            cases: split -> folder in the store (named after what the case was made from) -> patient.
-
-        Raises:
-            DistsegError: it began with other patients, or with other files of them.
-        """
+    def check_same_cases(self, config: Config, cases: SplitCases) -> None:
+        """Refuses to go on with other patients than the run began with, or with other files of them."""
         path = self.root / CASES
         if path.is_file() and json.loads(path.read_text()) != cases:
             raise DistsegError(
                 f"data.store: got {config.data.store}, whose cases are no longer those of {path}; a resumed run keeps those it "
                 "began with; prepare the store as it was, or start a new run"
             )
-        write_json(path, cases)
+
+    def begin(
+        self,
+        config: Config,
+        progress: Progress,
+        cases: SplitCases,
+        environment: Mapping[str, Any],
+    ) -> None:
+        """Writes what the run is, and drops what was logged after `progress` so that no line is repeated or lost.
+
+        Args:
+            config, progress: of the run.
+            cases: of its splits.
+            environment: what the run is made with, see `describe_environment`.
+
+        Raises:
+            DistsegError: it began with other patients, or with other files of them.
+        """
+        self.check_same_cases(config, cases)
+        write_json(self.root / CASES, cases)
         if not self.run_id():
             write_text(self.root / "run_id", uuid.uuid4().hex + "\n")
-        write_json(self.root / "environment.json", describe_environment(world_size, precision, strategy))
+        write_json(self.root / "environment.json", environment)
         for path in [self.metrics, *self.root.glob("samples/rank*.jsonl")]:
             rows = [row for row in read_rows(path) if _is_before(row, progress)]
             write_rows(path, rows)
@@ -176,22 +167,6 @@ class RunFolder:
     def append_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         append_rows(self.metrics, rows)
 
-    def append_samples(self, rank: int, step: int, batch: Batch, ids: list[str]) -> None:
-        """One line a sample that counts: where it was used and a digest of the image and label it was."""
-        images, labels = batch.image_BCHW.cpu().numpy(), batch.label_BHW.cpu().numpy()
-        append_rows(
-            self.samples(rank),
-            (
-                {
-                    "epoch": batch.plan.epoch,
-                    "step": step,
-                    "sample": name,
-                    "sha256": hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest(),
-                }
-                for name, image, label in zip(ids, images, labels, strict=False)
-            ),
-        )
-
     def write_score_list(self) -> None:
         """score_list.csv: one row a validation, the same figures as in metrics.jsonl."""
         rows = [row for row in read_rows(self.metrics) if row["split"] == "val"]
@@ -201,12 +176,6 @@ class RunFolder:
             for row in rows
         ]
         write_csv(self.root / "score_list.csv", table)
-
-
-def save_best(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Writes contiguous weights as safetensors with text beside them in its header, atomically."""
-    with written_aside(path) as aside:
-        save_file(state, aside, metadata)
 
 
 def open_run(root: Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Config]:
@@ -226,34 +195,8 @@ def open_run(root: Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Conf
     return folder, load_config(folder.config, overrides)
 
 
-def load_best(folder: RunFolder, config: Config, depth: int | None = None) -> tuple[SegmentationNetwork, HuSegmenter]:
-    """The network with the run's best weights, in eval mode, alone and inside its segmenter.
-
-    Args:
-        folder, config: the run.
-        depth: Unet++ cut at this depth, which deep supervision has to have trained; None: all of it.
-    """
-    model = dataclasses.replace(config.model, encoder_weights=None)
-    network = build_model(model, config.data.channels, len(config.regions), depth)
-    try:
-        state = load_file(folder.best_weights)
-        network.load_state_dict({key: state[key] for key in network.state_dict()} if depth else state)
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise DistsegError(
-            f"weights {folder.best_weights}: damaged or of another model ({reason}); train again"
-        ) from None
-    if config.model.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    return network.eval(), _segmenter(config, [network])
-
-
-def load_ensemble(members: Sequence[tuple[RunFolder, Config]], depth: int | None = None) -> HuSegmenter:
-    """The segmenter of the first run, whose probabilities are those of all the runs on average.
-
-    Args:
-        members: the runs.
-        depth: each network cut at this depth, see `load_best`.
+def check_members(members: Sequence[tuple[RunFolder, Config]]) -> None:
+    """Refuses runs that cannot be averaged.
 
     Raises:
         DistsegError: a run that sees other images, or has other regions, than the first.
@@ -266,81 +209,12 @@ def load_ensemble(members: Sequence[tuple[RunFolder, Config]], depth: int | None
                     f"--ensemble: got {folder.root} with {key} {theirs}; {first.root} has {mine}; members must see the same "
                     "images and have the same regions in the same order"
                 )
-    return _segmenter(config, [load_best(*member, depth)[0] for member in members])
-
-
-def _segmenter(config: Config, networks: Sequence[SegmentationNetwork]) -> HuSegmenter:
-    stride = max(network.stride for network in networks)
-    segmenter = build_segmenter(
-        build_views(networks, config.evaluate, stride),
-        stride=stride,
-        windows_hu=config.data.windows_hu,
-        n_slices=2 * config.data.neighbours + 1,
-        image_size=config.data.image_size,
-        fit=config.data.fit,
-        threshold=config.evaluate.threshold,
-        regions=config.regions,
-    )
-    return segmenter.eval()
-
-
-def start_from_run(network: SegmentationNetwork, run: Path, regions: Mapping[str, Sequence[int]]) -> None:
-    """Loads another run's best weights; heads that were trained for other regions are left as they are.
-
-    Args:
-        network: to load into.
-        run: folder of the other run.
-        regions: what the network's logits are of.
-
-    Raises:
-        DistsegError: no such run, or a network of another encoder, decoder or number of channels.
-    """
-    folder, other = open_run(run)
-    same_heads = list(other.regions.items()) == list(regions.items())
-    own = {key: tensor for key, tensor in network.state_dict().items() if same_heads or not key.startswith("heads.")}
-    try:
-        state = load_file(folder.best_weights)
-    except SafetensorError as error:
-        raise DistsegError(f"weights {folder.best_weights}: damaged ({error}); train that run again") from None
-    kept = {key: tensor for key, tensor in state.items() if key in own and own[key].shape == tensor.shape}
-    if missing := [key for key in own if key not in kept and not key.startswith("heads.")]:
-        raise DistsegError(
-            f"model.start_from: got {run}, which lacks {len(missing)} of {len(own)} tensors or has them in another shape "
-            f"({missing[0]} ...); it must be of the same encoder, decoder and channels"
-        )
-    network.load_state_dict(kept, strict=False)
 
 
 def best_metadata(folder: RunFolder) -> dict[str, str]:
     """The text in the header of the best weights: step, mean Dice, labels of the store."""
-    with safe_open(folder.best_weights, "pt") as file:
+    with safe_open(folder.best_weights, "numpy") as file:  # no tensor is read, and torch is not waited for
         return dict(sorted((file.metadata() or {}).items()))  # safetensors gives them in any order
-
-
-def describe_environment(world_size: int, precision: str, strategy: str) -> dict[str, Any]:
-    """Versions, machine and source state that a run was made with."""
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "packages": {name: version for name in PACKAGES if (version := installed_version(name))},
-        "cuda": torch.version.cuda,
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cpu_count": os.cpu_count(),
-        "world_size": world_size,
-        "precision": precision,
-        "strategy": strategy,
-        "git": _git_state(),
-        "command": sys.argv,
-    }
-
-
-def _git_state() -> str | None:
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _is_before(row: dict[str, Any], progress: Progress) -> bool:
