@@ -25,9 +25,10 @@ from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import locked, write_json
 from distseg.predict import main, parse_arguments
+from distseg.serving.affected_slices import most_affected_slices
 from distseg.serving.artefact import ExportOptions, export_run
 from distseg.serving.model import open_model
-from distseg.serving.prediction import measure, most_affected_slices
+from distseg.serving.prediction import measure
 from distseg.serving.repository import write_repositories
 from distseg.serving.server import find_installation, free_endpoints, running_server
 from distseg.serving.standalone import METADATA

@@ -180,7 +180,7 @@ def do_task(task: Task, gpus: str | None = None, children: Children | None = Non
 
 
 def _do_task(task: Task, gpus: str | None, children: Children) -> Outcome:
-    from distseg.models.table import pair_cost  # these here: a report reads how far a run is without what it is trained with
+    from distseg.models.table import pair_cost  # here: a report reads how far a run is without timm
 
     start = time.monotonic()
     stop_orphans(task)  # they are nobody's: who works on the run holds its lock
