@@ -150,7 +150,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ensemble", nargs="+", default=[], type=Path, metavar="RUN", help="average with these runs")
     parser.add_argument("--tune", action="store_true", help="first choose post-processing on the validation cases")
     parser.add_argument("--raw", action="store_true", help="leave out the run's post-processing")
-    parser.add_argument("--config", type=Path, help="of masks: regions, data.fold and evaluate section")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="of masks: a YAML file, or the name of a shipped one, with regions, data.fold and evaluate section",
+    )
     parser.add_argument(
         "--require", action="append", default=[], type=_requirement, metavar="SCORE>=VALUE",
         help="exit with 1 unless it holds, e.g. infection.dice>=0.70, lung.pooled.dice>=0.9",

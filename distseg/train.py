@@ -165,7 +165,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="distseg train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
-    parser.add_argument("--config", type=Path, help="YAML file; without it, the defaults")
+    parser.add_argument("--config", type=Path, help="YAML file, or the name of a shipped one; without it, the defaults")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in output_dir")
     habits = parser.add_argument_group("the predecessor's flags")

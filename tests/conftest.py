@@ -1,6 +1,8 @@
 """Shared fixtures: a small phantom, its store, and one short run that several tests look at."""
 
 import os
+import random
+import shutil
 import subprocess
 import sys
 import time
@@ -8,14 +10,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+# Before torch is imported, which reads it then. On so small images a second thread only waits, and two workers with two
+# threads each last three times as long. For processes that a test starts too.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
+from filelock import FileLock
 
 from tests import warm
 
 ROOT = Path(__file__).parent.parent
-# For processes that a test starts too: on so small images a second thread only waits.
-os.environ["OMP_NUM_THREADS"] = "1"
+# What DeepSpeed builds is for this environment's torch; its usual place is shared by all environments of a user.
+os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(sys.prefix) / "torch_extensions")
 # Read when Triton is imported: where no GPU compiles its kernels, numpy runs them line by line.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -29,7 +36,9 @@ SMALL = [
     "train.log_every_steps=1",
 ]
 
-LAUNCHES = {  # `accelerate launch --config_file ...` by strategy
+SCRIPTS_FIRST = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+LAUNCHES = {  # `accelerate launch --config_file ...` by strategy, also `run_ranks(launch=...)`
     "ddp": ["launch/cpu.yaml"],
     **{f"zero{stage}": ["launch/cpu_zero.yaml", "--zero_stage", str(stage)] for stage in range(4)},
     "zero2_offload": ["launch/cpu_zero.yaml", "--zero_stage", "2", "--offload_optimizer_device", "cpu"],
@@ -58,31 +67,85 @@ def wait_until(
     return time.monotonic() - start
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="files, and tests within a file, in a random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files in the order of what they last, the longest first, so that no worker waits for another one's long one."""
+    files = {item.path: 0.0 for item in items}
+    for item in items:
+        slow = item.get_closest_marker("slow")
+        files[item.path] += slow.args[0] if slow else 0.5
+    order = sorted(files, key=lambda path: -files[path])
+    if (seed := config.getoption("--shuffle")) is not None:
+        chance = random.Random(seed)
+        chance.shuffle(order)
+        chance.shuffle(items)
+    items.sort(key=lambda item: order.index(item.path))
+
+
 @pytest.fixture(scope="session")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six patients of eight 64 x 64 slices."""
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Gives what a function makes at a path; of several workers the first one makes it, and all see the same files."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "made"
+    root.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            if not (root / f"{name}.done").exists():
+                make(root / name)
+                (root / f"{name}.done").touch()
+        return root / name
+
+    return made
+
+
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def phantom(made_once: MadeOnce) -> Path:
+    """Six patients of eight 64 x 64 slices; all workers' own: not to be written to."""
     from distseg.data.phantom import write_phantom
 
-    folder = tmp_path_factory.mktemp("phantom") / "set"
-    write_phantom(folder, cases=6, seed=0, size=64, n_slices=8)
-    return folder
+    return made_once("phantom", lambda folder: write_phantom(folder, cases=6, seed=0, size=64, n_slices=8))
 
 
 @pytest.fixture(scope="session")
-def store(phantom: Path) -> Path:
+def store(phantom: Path, made_once: MadeOnce) -> Path:
+    """Of the phantom, three folds and a test patient; all workers' own: not to be written to."""
     from distseg.data.prepare import FoldRule, prepare_store
 
-    root = phantom.parent / "store"
-    prepare_store(phantom, root, FoldRule(n_folds=3, n_test=1), workers=2)
-    return root
+    return made_once("store", lambda folder: prepare_store(phantom, folder, FoldRule(n_folds=3, n_test=1), workers=2))
 
 
 @pytest.fixture(scope="session")
 def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `distseg` words in so many processes, from the repository's root; for what does not depend on how they start."""
+    """Runs `distseg` words in so many processes, from the repository's root; for what does not depend on how they start.
 
-    def run(n: int, *words: object, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        done = warm.run_ranks(n, [str(word) for word in words], tmp_path_factory.mktemp("ranks"), cwd=ROOT, timeout=300)
+    `launch` gives them the environment of `accelerate launch` with such words, `env` more, `change` disturbs them from inside.
+    """
+
+    def run(
+        n: int,
+        *words: object,
+        ok: bool = True,
+        launch: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        change: Callable[[], None] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        told = warm.environment_of_launch("--config_file", *launch, "--num_processes", str(n)) if launch else {}
+        done = warm.run_ranks(
+            n,
+            [str(word) for word in words],
+            tmp_path_factory.mktemp("ranks"),
+            cwd=ROOT,
+            timeout=300,
+            env=told | (env or {}),
+            change=change,
+        )
         assert not ok or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -95,17 +158,16 @@ def run_command(
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs words as a user would, from the repository's root, with this Python's scripts first on the path.
 
-    `distseg` alone is forked where it needs no environment of its own: its start would be most of what these tests last.
+    `distseg` is forked: its start would be most of what these tests last.
     """
 
     def run(*words: object, ok: bool = True, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        if words[0] == "distseg" and env is None:
-            return run_ranks(1, *words[1:], ok=ok)
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        if words[0] == "distseg":
+            return run_ranks(1, *words[1:], ok=ok, env=env)
         done = subprocess.run(
             [str(word) for word in words],
             cwd=ROOT,
-            env={**os.environ, "PATH": path, **(env or {})},
+            env=os.environ | {"PATH": SCRIPTS_FIRST} | (env or {}),
             capture_output=True,
             text=True,
             timeout=300,
@@ -116,13 +178,40 @@ def run_command(
     return run
 
 
+@pytest.fixture
+def refused(
+    run_command: Callable[..., subprocess.CompletedProcess[str]], capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `distseg` words that are a mistake, in this process; but for `train`, which would leave ranks connected."""
+    from distseg import cli
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        if words[0] == "train":
+            return run_command("distseg", *words, ok=False)
+        capfd.readouterr()
+        try:
+            status = cli.main([str(word) for word in words])
+        except SystemExit as stopped:  # argparse's own
+            status = stopped.code
+        return subprocess.CompletedProcess(words, status, *capfd.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
-def small_run(store: Path, run_command: Callable[..., object]) -> Path:
-    """A run of six steps in two epochs' time, made to find half of all pixels to be lung and a fifth infection."""
-    out = store.parent / "run"
-    run_command("distseg", "train", *SMALL, f"data.store={store}", "train.max_steps=6", f"output_dir={out}")
-    shift_heads(out, shares=(0.5, 0.2))
-    return out
+def small_run(
+    store: Path, made_once: MadeOnce, run_command: Callable[..., object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run of six steps in two epochs' time, made to find half of all pixels to be lung and a fifth infection.
+
+    A worker's own copy: its evaluations are written into it.
+    """
+
+    def train(out: Path) -> None:
+        run_command("distseg", "train", *SMALL, f"data.store={store}", "train.max_steps=6", f"output_dir={out}")
+        shift_heads(out, shares=(0.5, 0.2))
+
+    return Path(shutil.copytree(made_once("run", train), tmp_path_factory.mktemp("small") / "run"))
 
 
 def shift_heads(run: Path, shares: Sequence[float]) -> None:
@@ -150,10 +239,11 @@ def shift_heads(run: Path, shares: Sequence[float]) -> None:
 
 
 @pytest.fixture(scope="session")
-def model(small_run: Path) -> Path:
-    """The small run, exported in float32."""
+def model(small_run: Path, made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run, exported in float32; a worker's own copy."""
     from distseg.serving.artefact import ExportOptions, export_run
 
-    out = small_run.parent / "model"
-    export_run(small_run, out, ExportOptions(precision="float32"))
-    return out
+    exported = made_once("model", lambda out: export_run(small_run, out, ExportOptions(precision="float32")))
+    own = tmp_path_factory.mktemp("exported") / "model"
+    subprocess.run(["cp", "-a", exported, own], check=True)  # keeps the hard links between its files
+    return own

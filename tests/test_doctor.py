@@ -97,12 +97,12 @@ def test_two_builds_of_dali_in_one_folder_are_wrong(tmp_path: Path, run_command:
         folder = tmp_path / f"{name.replace('-', '_')}-2.4.0.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.4.0\n")
-    done = run_command("distseg", "doctor", ok=False, env={"PYTHONPATH": str(tmp_path)})
+    done = run_command(sys.executable, "-m", "distseg", "doctor", ok=False, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1 and f"train        not ready: pip uninstall {' '.join(DALI_BUILDS)}" in done.stdout
 
 
 def test_a_broken_package_is_said_to_be(tmp_path: Path, run_command: Run) -> None:
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
-    done = run_command("distseg", "doctor", ok=False, env={"PYTHONPATH": str(tmp_path)})
+    done = run_command(sys.executable, "-m", "distseg", "doctor", ok=False, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "torch        broken (libcudart.so.13: cannot open shared object file)" in done.stdout

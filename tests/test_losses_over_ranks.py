@@ -1,9 +1,6 @@
-"""The loss of the global batch: uneven ranks take the steps of one process, under each wrapper that shares the work.
+"""The loss of the global batch: uneven ranks take the steps of one process, under each wrapper that shares the work."""
 
-Started by torchrun, this file is a rank: `test_losses_over_ranks.py FOLDER WRAPPER...`.
-"""
-
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +9,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from distseg.config import LossConfig
 from distseg.kernels import region_bits
 from distseg.losses import BceDiceLoss
+from tests import warm
 
 BITS = region_bits({"lung": (1, 2), "infection": (2,)})
 LOSSES = {"batch": LossConfig(), "sample": LossConfig(dice_over="sample", absent_regions="skip")}
 RANK_BATCHES = (1, 3)  # a rank with little and one with more
 N_STEPS, ACCUMULATION, LR = 5, 2, 0.5
-Run = Callable[..., Any]
 Backward = Callable[[torch.Tensor, bool], None]  # (loss, does a step follow?)
 
 
@@ -127,11 +125,6 @@ def dtype_of(wrapper: str) -> torch.dtype:
     return torch.float32 if wrapper.startswith("zero") else torch.float64
 
 
-def launch(run_command: Run, folder: Path, *wrappers: str) -> None:
-    launcher = ["torchrun", "--standalone", "--nproc_per_node", "2", __file__]
-    run_command(*launcher, folder, *wrappers, env={"DS_ACCELERATOR": "cpu"})
-
-
 def check(folder: Path, wrapper: str, loss: str) -> None:
     dtype = dtype_of(wrapper)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-6
@@ -143,32 +136,30 @@ def check(folder: Path, wrapper: str, loss: str) -> None:
 
 
 @pytest.mark.dist
-def test_ddp_and_fsdp2_take_the_steps_of_one_process(tmp_path: Path, run_command: Run) -> None:
-    launch(run_command, tmp_path, "ddp", "fsdp2")
+def test_ddp_and_fsdp2_take_the_steps_of_one_process(tmp_path: Path) -> None:
+    warm.run_function(2, run_rank, tmp_path, ["ddp", "fsdp2"], get_free_port())
     for loss in LOSSES:
         check(tmp_path, "ddp", loss)
         check(tmp_path, "fsdp2", loss)
 
 
 @pytest.mark.dist
-@pytest.mark.slow
-def test_deepspeed_takes_the_steps_of_one_process(tmp_path: Path, run_command: Run) -> None:
-    launch(run_command, tmp_path, "zero1", "zero2", "zero3")
+@pytest.mark.slow(30)
+def test_deepspeed_takes_the_steps_of_one_process(tmp_path: Path) -> None:
+    warm.run_function(2, run_rank, tmp_path, ["zero1", "zero2", "zero3"], get_free_port(), timeout=500)
     for stage in (1, 2, 3):
         for loss in LOSSES:
             check(tmp_path, f"zero{stage}", loss)
 
 
-def run_rank(folder: Path, wrappers: list[str]) -> None:
+def run_rank(rank: int, folder: Path, wrappers: list[str], port: int) -> None:
+    """One of two ranks; writes its losses and weights."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()} | {"DS_ACCELERATOR": "cpu"})
     dist.init_process_group("gloo")
-    rank = dist.get_rank()
     own = slice(0, RANK_BATCHES[0]) if rank == 0 else slice(RANK_BATCHES[0], None)
     for wrapper in wrappers:
         for loss in LOSSES:
             torch.save(WRAPPERS[wrapper](loss, dtype_of(wrapper), own), folder / f"{wrapper}-{loss}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]), sys.argv[2:])

@@ -90,7 +90,7 @@ def environment_with(wheel: Path, folder: Path) -> Path:
     return folder / "bin"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 def test_an_installed_wheel_does_without_a_checkout(tmp_path: Path) -> None:
     source = source_copy(tmp_path / "source")
     wheel = build("wheel", source, tmp_path / "dist")

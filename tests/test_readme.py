@@ -4,14 +4,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from distseg.cli import COMMANDS
-from distseg.serving.artefact import ExportOptions, export_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -47,19 +42,11 @@ def test_every_path_of_the_map_exists() -> None:
             assert (folder / name).is_file(), f"{folder / name}"
 
 
-def test_the_python_of_the_readme_runs_on_an_exported_model(small_run: Path, tmp_path: Path) -> None:
-    export_run(small_run, tmp_path / "model", ExportOptions(precision="float32"))
+def test_the_python_of_the_readme_runs_on_an_exported_model(model: Path) -> None:
     (code,) = blocks("python")
     check = "assert mask.shape == (1, 1, 512, 512) and probability.shape == (1, 2, 512, 512); probability.numpy()"
     words = [sys.executable, "-W", "ignore", "-c", code + check]
-    subprocess.run(words, cwd=tmp_path, check=True, timeout=120)
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_answers_help_at_once(name: str, run_command: Callable[..., Any]) -> None:
-    done = run_command("python", "-X", "importtime", "-m", "distseg", name, "--help")
-    assert f"distseg {name}" in done.stdout
-    assert " torch\n" not in done.stderr, "torch is imported before it is needed"
+    subprocess.run(words, cwd=model.parent, check=True, timeout=120)
 
 
 def test_importing_distseg_imports_no_heavy_package() -> None:

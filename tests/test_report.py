@@ -206,7 +206,7 @@ def test_charts_bear_what_is_undefined_and_what_is_hostile() -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium that can reach nothing but files."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install -e .[dev]")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing: bash tests/run.sh installs it")
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if not all(programs):
         pytest.skip("Chromium is missing: apt-get install chromium chromium-driver")

@@ -20,7 +20,7 @@ try() { # python, torch, extra: builds an environment and runs the tests in it
         uv pip install --quiet --python "$folder/environment" -e ".[$3,zero,dicom,onnx,cluster,test]" "torch==$2.*" &&
         "$folder/environment/bin/distseg" doctor train &&
         PATH=$folder/environment/bin:$PATH TORCH_EXTENSIONS_DIR=$folder/environment/extensions \
-            "$folder/environment/bin/python" -m pytest -n 2 --dist loadfile -p no:cacheprovider "${quick[@]}"
+            "$folder/environment/bin/python" -m pytest -m "not slow" -n 2 --dist loadfile -p no:cacheprovider "${quick[@]}"
 }
 
 versions() { # of the environment: a cell for each

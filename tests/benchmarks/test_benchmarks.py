@@ -10,7 +10,7 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 @pytest.mark.parametrize(
     "words",
     ["input_pipeline", "store_scale", "models", "recipes widths", "loss", "loop_overhead", "scaling", "serving"],

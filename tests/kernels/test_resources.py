@@ -10,9 +10,9 @@ import pytest
 REGISTERS = {"forward": 128, "backward": 64}  # a thread of 256: at least 2 and 4 blocks a multiprocessor
 
 
-@pytest.mark.parametrize("words", [["--quick"], pytest.param([], marks=pytest.mark.slow)], ids=["two regions", "all"])
-def test_no_spills_few_registers_and_loads_of_128_bits(words: list[str], run_command: Callable) -> None:
-    done = run_command(sys.executable, Path(__file__).with_name("resources.py"), *words)
+@pytest.mark.slow(60)
+def test_no_spills_few_registers_and_loads_of_128_bits(run_command: Callable) -> None:
+    done = run_command(sys.executable, Path(__file__).with_name("resources.py"))
     rows = json.loads(done.stdout.splitlines()[-1])
     assert {row["arch"] for row in rows} == {80, 90, 100}
     for row in rows:

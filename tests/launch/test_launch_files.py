@@ -127,6 +127,7 @@ def small(store: Path, out: Path, steps: int) -> list[str]:
 
 
 @pytest.mark.dist
+@pytest.mark.slow(25)
 def test_torchrun_sh_goes_on(store: Path, tmp_path: Path, run_command: Run, run_ranks: Run) -> None:
     run_ranks(2, "train", *small(store, tmp_path / "run", 1))
     env = {"NPROC_PER_NODE": "2", "MIXED_PRECISION": "no"}
@@ -154,7 +155,7 @@ def test_a_slurm_job_that_fails_before_it_trains_is_not_requeued_for_an_older_ma
 
 
 @pytest.mark.dist
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_a_slurm_job_that_is_preempted_goes_back_into_the_queue_and_one_that_ends_does_not(
     store: Path, tmp_path: Path
 ) -> None:

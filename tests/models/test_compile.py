@@ -8,11 +8,12 @@ from torch import nn
 
 from distseg.config import ModelConfig
 from distseg.models.network import SegmentationNetwork, build_model
+from tests.models import short_encoders  # noqa: F401
 
 PAIRS = [
     *(("gernet_s", decoder) for decoder in ("unetplusplus", "deeplabv3", "deeplabv3plus")),
-    ("densenet121", "deeplabv3"),
-    ("seresnet50", "deeplabv3plus"),
+    ("densenet_short", "deeplabv3"),
+    ("seresnet_short", "deeplabv3plus"),
     ("legacy_seresnet18", "unetplusplus"),
 ]
 
@@ -46,18 +47,18 @@ def build(encoder: str, decoder: str, recompute: str = "none") -> SegmentationNe
     return build_model(section, in_channels=1, n_regions=2)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(12)
 @pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
 def test_a_traced_graph_gives_the_plain_networks_gradients(encoder: str, decoder: str) -> None:
     assert_compiled_is_plain(build(encoder, decoder), "aot_eager")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(12)
 @pytest.mark.parametrize("recompute", ["cheap", "all"])
 def test_a_traced_graph_may_compute_activations_again(recompute: str) -> None:
-    assert_compiled_is_plain(build("gernet_s", "unetplusplus", recompute), "aot_eager")
+    assert_compiled_is_plain(build("seresnet_short", "unetplusplus", recompute), "aot_eager")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_generated_code_gives_the_plain_networks_gradients() -> None:
-    assert_compiled_is_plain(build("gernet_s", "unetplusplus"), "inductor")
+    assert_compiled_is_plain(build("seresnet_short", "unetplusplus"), "inductor")

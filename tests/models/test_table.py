@@ -78,7 +78,7 @@ def test_recomputed_activations_are_not_kept() -> None:
     assert len({cost.gmacs for cost in costs}) == 1 and costs[1].saved_mib < 0.95 * costs[0].saved_mib
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_every_pair_of_the_grid_is_listed_with_pretrained_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--size", "64", "--json"]) == 0
     costs = json.loads(capsys.readouterr().out)

@@ -183,9 +183,9 @@ def test_a_folder_of_somebody_else_is_not_replaced(small_run: Path, model: Path,
 
 
 def test_an_earlier_export_is_replaced_also_by_way_of_a_link(
-    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_run(small_run, tmp_path / "real", FLOAT32)
+    shutil.copytree(model, tmp_path / "real")
     with monkeypatch.context() as there:
         there.chdir(tmp_path / "real")
         with pytest.raises(DistsegError, match="the folder you are in"):
@@ -257,13 +257,13 @@ def test_auto_takes_float32_where_the_file_in_bfloat16_is_too_far(
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_onnx_takes_one_size_and_gives_the_same(small_run: Path, model: Path, tmp_path: Path) -> None:
     out = compiled(small_run, tmp_path, "onnx")
     agrees(out, model)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_aot_inductor_takes_one_size_and_gives_the_same(small_run: Path, model: Path, tmp_path: Path) -> None:
     out = compiled(small_run, tmp_path, "pt2")
     agrees(out, model)

@@ -254,7 +254,7 @@ def test_a_volume_that_fails_leaves_no_file(
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_a_kill_leaves_whole_files_and_the_same_command_goes_on(model: Path, phantom: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for index in range(6):

@@ -278,7 +278,7 @@ def test_connections_that_say_nothing_more_keep_nobody_waiting(server: Endpoints
         assert torch.equal(RemoteSegmenter(server.http)(hu_BCHW)[0], local(hu_BCHW)[0])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_distseg_serve_says_where_it_listens_and_on_sigterm_finishes_what_is_in_flight(
     model: Path, local: Callable[..., Any]
 ) -> None:
@@ -339,7 +339,7 @@ def test_a_machine_without_a_server_is_told_how_to_get_one(monkeypatch: pytest.M
         find_installation()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_a_new_export_is_taken_over_without_a_lost_request(model: Path, tmp_path: Path) -> None:
     out, hu_BCHW = tmp_path / "model", slices(2, 1, 64, 64)
     described = json.loads((model / "model.json").read_text())

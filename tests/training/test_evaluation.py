@@ -190,13 +190,13 @@ def test_a_mistake_is_one_line_and_the_right_status(
     small_run: Path,
     store: Path,
     phantom: Path,
-    run_command: Run,
+    refused: Run,
 ) -> None:
     places = {"run": small_run, "store": store, "phantom": phantom}
     filled = words
     for name, place in places.items():
         filled = [word.replace(f"{{{name}}}", str(place)) for word in filled]
-    done = run_command("distseg", *filled, ok=False)
+    done = refused(*filled)
     assert done.returncode == status and message in done.stderr and "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if "error" in line]) == 1
     assert not Path("/tmp/never").exists()

@@ -1,7 +1,6 @@
 """Deep supervision down to a cut export, and starting from another run with the encoder held."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from distseg.optim import build_optimizer, set_learning_rate
 from distseg.runs.folder import RunFolder, best_metadata
 from distseg.tables import read_rows
 from tests.conftest import SMALL
+from tests.training import changes
 
 Run = Callable[..., Any]
 
@@ -77,15 +77,10 @@ def test_learning_rates_of_encoder_and_rest() -> None:
 
 @pytest.mark.parametrize(("select", "place"), [("best", 0), ("last", -1)])
 def test_the_best_or_the_last_weights_become_the_model(
-    select: str, place: int, store: Path, tmp_path: Path, run_command: Run
+    select: str, place: int, store: Path, tmp_path: Path, run_ranks: Run
 ) -> None:
     run = tmp_path / "run"
-    script = (
-        "import distseg.training.loop as loop, distseg.train as train\n"
-        "loop.Trainer._score_val = lambda self: (1.0, {'lung': 1 / self.progress.step, 'infection': 0.5})\n"
-        "raise SystemExit(train.main())"
-    )
     words = [*SMALL, f"data.store={store}", "train.epochs=2", f"train.select={select}", f"output_dir={run}"]
-    run_command(sys.executable, "-c", script, *words)
+    run_ranks(1, "train", *words, change=changes.falling_scores)
     steps = [row["step"] for row in read_rows(run / "metrics.jsonl") if row["split"] == "val"]
     assert len(steps) == 2 and best_metadata(RunFolder(run))["step"] == str(steps[place])

@@ -16,7 +16,8 @@ from distseg.errors import DistsegError
 from distseg.files import sha256_of, write_json
 from distseg.tables import read_rows
 from distseg.training.ranks import check_world
-from tests.conftest import SMALL
+from tests import warm
+from tests.conftest import LAUNCHES, SMALL
 
 Run = Callable[..., Any]
 # Synchronised batch norm makes the maths of N ranks that of one; what is left is the order of float32 sums, which a
@@ -36,10 +37,11 @@ def samples(run: Path) -> list[tuple[int, int, str, str]]:
 
 
 @pytest.mark.dist
+@pytest.mark.slow(60)
 def test_every_way_to_launch_gives_the_same_losses_and_samples(store: Path, tmp_path: Path, run_command: Run) -> None:
     script = ["distseg/train.py"]
     ways = {
-        "command": (["distseg", "train"], 4),
+        "command": (["distseg", "train"], 4),  # forked
         "module": (["python", "-m", "distseg.train"], 4),
         "torchrun": (["torchrun", "--nproc_per_node", "2", *script], 2),
         "accelerate": ([*CPU_RANKS, "2", *script], 2),
@@ -122,9 +124,9 @@ def test_accelerate_that_would_start_one_process_for_two_is_refused(
 
 
 @pytest.mark.dist
-def test_a_mistake_is_one_line_on_two_ranks_too(tmp_path: Path, run_command: Run) -> None:
-    words = [*CPU_RANKS, "2", "distseg/train.py", "data.store=/nowhere", f"output_dir={tmp_path / 'run'}"]
-    done = run_command(*words, ok=False)
+def test_a_mistake_is_one_line_on_two_ranks_too(tmp_path: Path, run_ranks: Run) -> None:
+    words = ["train", "data.store=/nowhere", f"output_dir={tmp_path / 'run'}"]
+    done = run_ranks(2, *words, launch=LAUNCHES["ddp"], ok=False)
     assert done.returncode != 0 and done.stderr.count("error: store: got /nowhere without store.json") == 1
     assert "[rank1]" not in done.stderr and not (tmp_path / "run").exists()
 
@@ -160,10 +162,7 @@ def test_ranks_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.Mo
 
 
 def test_parameters_that_differ_are_found(tmp_path: Path) -> None:
-    import torch.multiprocessing as mp
-
-    with pytest.raises(Exception, match=r"parameters of rank\(s\) \[1\] differ from rank 0"):
-        mp.spawn(differing_rank, (str(tmp_path / "rendezvous"),), nprocs=2)
+    warm.run_function(2, differing_rank, str(tmp_path / "rendezvous"))
 
 
 def differing_rank(rank: int, rendezvous: str) -> None:
@@ -178,10 +177,9 @@ def differing_rank(rank: int, rendezvous: str) -> None:
     check_same_parameters(layer)
     with torch.no_grad():
         layer.bias[1] += 1e-6 * rank
-    try:
+    with pytest.raises(DistsegError, match=r"parameters of rank\(s\) \[1\] differ from rank 0"):
         check_same_parameters(layer)
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def test_a_checkpoint_of_an_earlier_format_is_refused_not_half_read(

@@ -6,7 +6,7 @@ import pytest
 
 from tests.nodes import Scene, namespaces_problem
 
-pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.dist, pytest.mark.slow(60), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

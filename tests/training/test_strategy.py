@@ -20,11 +20,8 @@ SETTINGS = ["optim.lr=1e-4", "optim.encoder_lr_factor=0.5", "optim.max_grad_norm
             "train.batch_size_per_rank=2", "train.gradient_accumulation_steps=2"]  # fmt: skip
 
 
-def train(run_command: Run, launch: str, store: Path, out: Path, steps: int, *words: str) -> str:
-    launcher = ["accelerate", "launch", "--config_file", *LAUNCHES[launch], "--num_processes", "2", *words]
-    settings = [*SMALL, *SETTINGS, f"data.store={store}", f"output_dir={out}", f"train.max_steps={steps}"]
-    resume = ["--resume"] if out.exists() else []
-    return run_command(*launcher, "distseg/train.py", *settings, *resume).stdout
+def settings(store: Path, out: Path, steps: int) -> list[str]:
+    return [*SMALL, *SETTINGS, f"data.store={store}", f"output_dir={out}", f"train.max_steps={steps}", "--resume"]
 
 
 def losses(out: Path) -> list[float]:
@@ -32,26 +29,33 @@ def losses(out: Path) -> list[float]:
 
 
 @pytest.mark.dist
-@pytest.mark.slow
+@pytest.mark.slow(120)
 @pytest.mark.timeout(900)
 def test_strategies_go_on_from_each_other_and_take_the_steps_of_ddp(
-    store: Path, tmp_path: Path, run_command: Run
+    store: Path, tmp_path: Path, run_command: Run, run_ranks: Run
 ) -> None:
     order = ["zero3", "fsdp2", "zero1", "zero2_offload", "zero3"]
-    train(run_command, "ddp", store, tmp_path / "ddp", len(order))
+    run_ranks(2, "train", *settings(store, tmp_path / "ddp", len(order)), launch=LAUNCHES["ddp"])
     for step, launch in enumerate(order, start=1):
-        assert f", {launch.removesuffix('_offload')}, " in train(run_command, launch, store, tmp_path / "mixed", step)
+        words = settings(store, tmp_path / "mixed", step)
+        if step <= 2:  # each launch file once as users start it
+            launcher = ["accelerate", "launch", "--config_file", *LAUNCHES[launch], "--num_processes", "2"]
+            done = run_command(*launcher, "distseg/train.py", *words)
+        else:
+            done = run_ranks(2, "train", *words, launch=LAUNCHES[launch])
+        assert f", {launch.removesuffix('_offload')}, " in done.stdout
     assert losses(tmp_path / "mixed") == pytest.approx(losses(tmp_path / "ddp"), abs=TOLERANCE)
 
 
 @pytest.mark.dist
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.timeout(900)
-def test_bfloat16_trains_under_every_strategy(store: Path, tmp_path: Path, run_command: Run) -> None:
+def test_bfloat16_trains_under_every_strategy(store: Path, tmp_path: Path, run_ranks: Run) -> None:
     found = {}
     for launch in ("ddp", "zero2", "zero3", "fsdp2"):
-        out = train(run_command, launch, store, tmp_path / launch, 2, "--mixed_precision", "bf16")
-        assert "precision bf16" in out
+        bf16 = [*LAUNCHES[launch], "--mixed_precision", "bf16"]
+        done = run_ranks(2, "train", *settings(store, tmp_path / launch, 2), launch=bf16)
+        assert "precision bf16" in done.stdout
         found[launch] = losses(tmp_path / launch)
     for values in found.values():
         assert values == pytest.approx(found["ddp"], abs=0.02)
@@ -87,7 +91,7 @@ def test_a_deepspeed_file_that_is_not_json_is_named(monkeypatch: pytest.MonkeyPa
         zero_settings(Config(), "no")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_one_process_trains_under_fsdp2_and_is_told_of_a_stage_that_there_is_not(
     store: Path, tmp_path: Path, run_command: Run
 ) -> None:

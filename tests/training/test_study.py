@@ -199,7 +199,7 @@ def test_slurm_gets_an_array_of_what_is_not_done_and_the_study_waits_for_it(
 
 @pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="distributed is not installed")
 @pytest.mark.dist
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_a_dask_cluster_does_what_is_not_done(
     study: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,12 +227,13 @@ def test_a_job_that_slurm_preempts_goes_back_into_the_queue_and_one_that_fails_d
 
 
 @pytest.mark.dist
-@pytest.mark.slow
+@pytest.mark.slow(120)
 def test_a_study_that_was_stopped_and_then_killed_ends_with_the_results_of_one_that_nobody_disturbed(
     store: Path, tmp_path: Path, run_command: Run
 ) -> None:
     changes = ["train.max_steps=12", "checkpoint.every_steps=1"]
-    paths = {name: write_study(tmp_path / name, store, *changes) for name in ("whole", "parts")}
+    launch = {"whole": "python", "parts": None}  # the launcher matters where it is stopped
+    paths = {name: write_study(tmp_path / name, store, *changes, launch=launch[name]) for name in launch}
     run_command("distseg", "study", paths["whole"])
     root = tmp_path / "parts" / "study"
     run = root / "runs" / GOOD

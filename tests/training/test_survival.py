@@ -7,9 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 from distseg.tables import read_rows
-from tests.conftest import LAUNCHES, ROOT, SMALL, wait_until
+from tests import warm
+from tests.conftest import LAUNCHES, ROOT, SCRIPTS_FIRST, SMALL, wait_until
+from tests.training import changes
 
 Run = Callable[..., Any]
 TWO_RANKS = ["accelerate", "launch", "--config_file", "launch/cpu.yaml", "--num_processes", "2"]
@@ -41,31 +45,34 @@ def train_rows(out: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def started(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """A command as a user starts it, in a process group of its own; killed if the test leaves it running."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PATH": path}, start_new_session=True, **pipes)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+def started(*words: str) -> Iterator[subprocess.Popen[str] | warm.Started]:
+    """A command under way in a process group of its own, killed if the test leaves it running; `distseg` is forked."""
+    with tempfile.TemporaryDirectory() as folder:
+        process: subprocess.Popen[str] | warm.Started
+        if words[0] == "distseg":
+            process = warm.Started(words[1:], Path(folder), ROOT)
+        else:
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            env = os.environ | {"PATH": SCRIPTS_FIRST}
+            process = subprocess.Popen(words, cwd=ROOT, env=env, start_new_session=True, **pipes)
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 @pytest.mark.dist
-@pytest.mark.slow
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("launch", ["ddp", "zero0", "zero3", "fsdp2"])
 def test_a_step_whose_loss_is_not_finite_on_one_rank_is_skipped_by_all_under_every_strategy(
-    launch: str, store: Path, tmp_path: Path, run_command: Run
+    launch: str, store: Path, tmp_path: Path, run_ranks: Run
 ) -> None:
     out = tmp_path / "run"
     words = settings(store, out, "train.max_steps=4", "checkpoint.every_steps=1", "checkpoint.keep_last=9")
-    run_command(
-        "accelerate", "launch", "--config_file", *LAUNCHES[launch], "--num_processes", "2",
-        "tests/training/bad_steps.py", *words, "optim.ema_decay=0.9", env={"BAD_STEPS": "2,3", "BAD_RANK": "1"},
-    )  # fmt: skip
+    bad = partial(changes.nan_logits, {2, 3}, "1")
+    run_ranks(2, "train", *words, "optim.ema_decay=0.9", launch=LAUNCHES[launch], change=bad)
     assert [row.get("skipped", False) for row in train_rows(out)] == [False, True, True, False]
     assert [row["loss"] is None for row in train_rows(out)] == [False, True, True, False]
     progress = [json.loads((out / "checkpoints" / f"step_{n}" / "progress.json").read_text()) for n in (1, 2, 3, 4)]
@@ -78,7 +85,7 @@ def test_a_step_whose_loss_is_not_finite_on_one_rank_is_skipped_by_all_under_eve
         assert not same(first, weights(out, 4, name))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_try(
     store: Path, tmp_path: Path, run_command: Run
 ) -> None:
@@ -91,7 +98,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_try(
 
 
 @pytest.mark.dist
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_a_preempted_run_saves_leaves_its_marker_and_goes_on_bit_for_bit(
     store: Path, tmp_path: Path, run_ranks: Run
 ) -> None:
@@ -118,19 +125,15 @@ def test_a_preempted_run_saves_leaves_its_marker_and_goes_on_bit_for_bit(
     assert logs[0] == logs[1]
 
 
-def test_a_kill_right_after_a_checkpoint_loses_no_line_of_the_log(
-    store: Path, tmp_path: Path, run_command: Run
-) -> None:
-    words = settings(store, tmp_path, "train.max_steps=6", "checkpoint.every_steps=4", "train.log_every_steps=100")
-    script = "import os, signal, sys, distseg.training.loop as loop, distseg.train as train\n" + (
-        "save = loop.Trainer._save\n"
-        "def killed(self, *args):\n    save(self, *args)\n    self.writer.wait()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.Trainer._save = killed\n"
-        "train.main()"
-    )
-    assert run_command(sys.executable, "-c", script, *words, ok=False).returncode == -signal.SIGKILL
+def test_a_kill_right_after_a_checkpoint_loses_no_line_of_the_log(store: Path, tmp_path: Path, run_ranks: Run) -> None:
+    words = [
+        "train",
+        *settings(store, tmp_path, "train.max_steps=6", "checkpoint.every_steps=4", "train.log_every_steps=100"),
+    ]
+    killed = run_ranks(1, *words, ok=False, change=changes.kill_after_checkpoint)
+    assert killed.returncode == -signal.SIGKILL
     assert [row["step"] for row in train_rows(tmp_path)] == [1, 2, 3, 4]
-    run_command("distseg", "train", *words, "--resume")
+    run_ranks(1, *words, "--resume")
     assert [row["step"] for row in train_rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -144,7 +147,7 @@ def test_ctrl_c_once_finishes_the_step_and_saves(store: Path, tmp_path: Path) ->
     assert list((out / "checkpoints").glob("step_*"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_ctrl_c_twice_stops_at_once(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     # So many slices at once that a step lasts longer than the wait between the two.
@@ -160,22 +163,16 @@ def test_ctrl_c_twice_stops_at_once(store: Path, tmp_path: Path) -> None:
     assert not list((out / "checkpoints").glob("step_*"))
 
 
-@pytest.mark.slow
-def test_a_signal_during_validation_is_not_kept_waiting(store: Path, tmp_path: Path, run_command: Run) -> None:
+@pytest.mark.slow(15)
+def test_a_signal_during_validation_is_not_kept_waiting(store: Path, tmp_path: Path, run_ranks: Run) -> None:
     whole, cut = (settings(store, tmp_path / part, "train.max_steps=2") for part in ("whole", "cut"))
     out = tmp_path / "cut"
-    run_command("distseg", "train", *whole)
-    script = "import os, signal, distseg.training.loop as loop, distseg.train as train\n" + (
-        "score = loop.Trainer._score_val\n"
-        "def asked(self):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return score(self)\n"
-        "loop.Trainer._score_val = asked\n"
-        "raise SystemExit(train.main())"
-    )
-    stopped = run_command(sys.executable, "-c", script, *cut, ok=False)
+    run_ranks(1, "train", *whole)
+    stopped = run_ranks(1, "train", *cut, ok=False, change=changes.signal_in_validation)
     assert stopped.returncode == 143 and "stopped by SIGTERM after step 2" in stopped.stderr
     assert json.loads((out / "checkpoints/step_2/progress.json").read_text())["to_validate"]
     assert not [row for row in read_rows(out / "metrics.jsonl") if row["split"] == "val"]
-    run_command("distseg", "train", *cut, "--resume")
+    run_ranks(1, "train", *cut, "--resume")
     assert same(load_file(out / "best/weights.safetensors"), load_file(tmp_path / "whole/best/weights.safetensors"))
     assert [row["split"] for row in read_rows(out / "metrics.jsonl")] == ["train", "train", "val"]
 
@@ -205,7 +202,7 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_a_full_disk_keeps_what_there_is_and_the_run_goes_on_when_there_is_room(
     store: Path, tmp_path: Path, run_command: Run
 ) -> None:
@@ -239,27 +236,19 @@ def test_a_read_only_run_folder_is_one_line(store: Path, tmp_path: Path, run_ran
 
 
 @pytest.mark.dist
-@pytest.mark.slow  # the launcher gives a rank that hangs 30 s to end
+@pytest.mark.slow(20)
 def test_a_hang_leaves_every_ranks_stack_and_an_error_that_names_rank_step_and_phase(
-    store: Path, tmp_path: Path, run_command: Run
+    store: Path, tmp_path: Path, run_ranks: Run
 ) -> None:
     out = tmp_path / "run"
-    script = tmp_path / "hangs.py"
-    script.write_text(
-        "import os, time, distseg.training.strategy as strategy, distseg.train as train\n"
-        "step = strategy.DataParallel.step\n"
-        "def hanging(self):\n"
-        "    if os.environ['RANK'] == '1' and hanging.calls == 2: time.sleep(600)\n"
-        "    hanging.calls += 1\n    return step(self)\n"
-        "hanging.calls = 0\nstrategy.DataParallel.step = hanging\nraise SystemExit(train.main())\n"
-    )
-    done = run_command(*TWO_RANKS, script, *settings(store, out, "train.timeout_s=6"), ok=False)  # or it would time out
-    assert done.returncode != 0
+    words = settings(store, out, "train.timeout_s=6")
+    done = run_ranks(2, "train", *words, launch=LAUNCHES["ddp"], ok=False, change=partial(changes.hang, "1", 3))
+    assert done.returncode != 0  # or it would have timed out
     assert re.search(r"error: rank 0, step \d+, [a-z ]+: a rank is gone or did not answer", done.stderr), done.stderr
     assert "hanging" in (out / "stacks/rank1.txt").read_text() and (out / "stacks/rank0.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_patience_ends_a_run_and_a_resume_knows_it(store: Path, tmp_path: Path, run_command: Run) -> None:
     words = settings(store, tmp_path / "run", "optim.lr=1e-12", "train.epochs=9", "train.patience=1")
     run_command("distseg", "train", *words)
@@ -269,7 +258,7 @@ def test_patience_ends_a_run_and_a_resume_knows_it(store: Path, tmp_path: Path, 
     assert len(read_rows(tmp_path / "run/metrics.jsonl")) == len(rows)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_the_profiler_watches_the_steps_it_is_told_to(store: Path, tmp_path: Path, run_command: Run) -> None:
     words = settings(store, tmp_path / "run", "train.max_steps=3", "train.profile=steps:2-3")
     done = run_command("distseg", "train", *words)
@@ -282,15 +271,14 @@ def test_the_profiler_watches_the_steps_it_is_told_to(store: Path, tmp_path: Pat
     assert "config train.profile: got 2-3; must be steps:FIRST-LAST" in wrong.stderr
 
 
-def test_a_tracker_that_is_not_there_is_named(store: Path, tmp_path: Path, run_command: Run) -> None:
-    script = "import sys; sys.modules['wandb'] = None\nimport distseg.train as train\nraise SystemExit(train.main())"
+def test_a_tracker_that_is_not_there_is_named(store: Path, tmp_path: Path, run_ranks: Run) -> None:
     words = settings(store, tmp_path / "run", "train.trackers=[wandb]")
-    done = run_command(sys.executable, "-c", script, *words, ok=False)
+    done = run_ranks(1, "train", *words, ok=False, change=partial(changes.block, "wandb"))
     assert done.returncode == 1 and "error: train.trackers: got wandb, which is not installed" in done.stderr
 
 
 @pytest.mark.dist
-@pytest.mark.slow
+@pytest.mark.slow(120)
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments_a_run_ends_with_the_bits_of_one_that_was_not(store: Path, run_command: Run) -> None:
     """`python tests/faults.py STORE --kills 50` is the long one."""
