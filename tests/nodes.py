@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from distseg.tables import read_rows
-from tests.conftest import ROOT, SMALL, wait_until
+from tests.conftest import ROOT, SCRIPTS_FIRST, SMALL, wait_until
 
 STEPS, TIMEOUT_S = 40, 10
 SETTINGS = [
@@ -84,7 +83,7 @@ class Nodes:
         env = {
             "NNODES": nnodes, "NPROC_PER_NODE": "1", "HEAD": f"{self.address(0)}:29400", "IS_HEAD": str(int(node == 0)),
             "LOCAL_ADDR": self.address(node), "GLOO_SOCKET_IFNAME": "eth0", "MIXED_PRECISION": "no",
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PATH": SCRIPTS_FIRST,
         }  # fmt: skip
         command = ["ip", "netns", "exec", self.name(node), "bash", "launch/torchrun.sh", *words]
         with (self.logs / f"node{node}.log").open("ab") as log:
@@ -152,7 +151,7 @@ class Scene:
         out = self.folder / f"one_node_{ranks}"
         if not out.exists():
             env = os.environ | {"NPROC_PER_NODE": str(ranks), "MIXED_PRECISION": "no"}
-            env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+            env["PATH"] = SCRIPTS_FIRST
             command = ["bash", "launch/torchrun.sh", *self.words(out)]
             subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, timeout=300)
         return out

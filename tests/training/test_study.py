@@ -29,7 +29,7 @@ from distseg.training.study.figures import draw_costs
 from distseg.training.study.plan import changed_keys, load_study
 from distseg.training.study.study import alone, begin, run_study
 from distseg.training.study.task import MARK, State, do_task, last_error, task_of, write_config
-from tests.conftest import ROOT, SMALL, wait_until
+from tests.conftest import ROOT, SCRIPTS_FIRST, SMALL, wait_until
 from tests.data.test_cluster import scheduler, worker
 
 Run = Callable[..., Any]
@@ -237,7 +237,7 @@ def test_a_study_that_was_stopped_and_then_killed_ends_with_the_results_of_one_t
     run_command("distseg", "study", paths["whole"])
     root = tmp_path / "parts" / "study"
     run = root / "runs" / GOOD
-    env = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    env = os.environ | {"PATH": SCRIPTS_FIRST}
 
     def start() -> subprocess.Popen[str]:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
