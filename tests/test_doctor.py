@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distseg.doctor import JOBS, check_dali, main
-from distseg.packages import DALI_BUILDS, EXTRA_OF
+from distseg.packages import DALI_BUILDS, EXTRA_OF, installed_version
 
 Run = Callable[..., Any]
 EXTRAS = [*EXTRA_OF, "nvidia.dali"]
@@ -86,9 +86,10 @@ def test_where_dali_does_not_exist_the_remedy_is_another_system(
 
 
 def test_dali_and_torch_of_different_cuda_are_named_and_stop_nothing() -> None:
-    other = SimpleNamespace(version=SimpleNamespace(cuda="12.8"))
-    found = check_dali(other)
-    assert "for CUDA 13, torch for CUDA 12: they work together" in found.text
+    (of_dali,) = (build[len("nvidia-dali-cuda") :][:2] for build in DALI_BUILDS if installed_version(build))
+    of_torch = {"12": "13", "13": "12"}[of_dali]
+    found = check_dali(SimpleNamespace(version=SimpleNamespace(cuda=f"{of_torch}.0")))
+    assert f"for CUDA {of_dali}, torch for CUDA {of_torch}: they work together" in found.text
     assert not (found.remedy or found.extra or found.is_broken)
 
 

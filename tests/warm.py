@@ -19,7 +19,7 @@ AFTER_FAILURE_S = 10.0  # that the other ranks get, as a launcher gives them
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.warm", "distseg.training.build", "distseg.training.figures", "distseg.training.evaluation",
-    "distseg.serving.artefact", "distseg.serving.prediction"])  # fmt: skip
+    "distseg.serving.artefact", "distseg.serving.prediction", "torch.utils.tensorboard"])  # fmt: skip
 
 
 def run_ranks(

@@ -19,13 +19,14 @@ from distseg.models.deeplab import ASPP, DeepLabV3Decoder, DeepLabV3PlusDecoder
 from distseg.models.network import SegmentationNetwork, build_model
 from distseg.models.table import forward_cost
 from distseg.models.unetplusplus import SCSE, UnetPlusPlusDecoder, upsample
+from tests.models import short_encoders  # noqa: F401
 
 DECODERS = ("unetplusplus", "deeplabv3", "deeplabv3plus")
 PAIRS = [
     *((decoder, "gernet_s") for decoder in DECODERS),
     ("unetplusplus", "tf_efficientnet_lite0"),
-    ("unetplusplus", "densenet121"),
-    ("deeplabv3", "densenet121"),
+    ("unetplusplus", "densenet_short"),
+    ("deeplabv3", "densenet_short"),
     ("deeplabv3plus", "tf_efficientnet_lite0"),
     ("deeplabv3plus", "seresnext26d_32x4d"),
 ]
@@ -178,7 +179,7 @@ def test_a_cut_network_is_the_head_of_that_depth_at_less_cost(depth: int, widths
 
 
 @pytest.mark.parametrize("recompute", ["cheap", "decoder", "all"])
-@pytest.mark.parametrize("encoder", ["gernet_s", "densenet121", "seresnet50", "legacy_seresnet18"])
+@pytest.mark.parametrize("encoder", ["gernet_s", "densenet_short", "seresnet_short", "legacy_seresnet18"])
 def test_recomputed_activations_change_neither_gradients_nor_running_statistics(recompute: str, encoder: str) -> None:
     networks = [build("unetplusplus", encoder, recompute=choice) for choice in ("none", recompute)]
     image = torch.rand(2, 1, 64, 64)
