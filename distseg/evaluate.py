@@ -21,7 +21,7 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
 from distseg.errors import DistsegError, one_line_errors
 
 if TYPE_CHECKING:
-    from distseg.training.comparison import Requirement
+    from distseg.scoring.comparison import Requirement
 
 
 @one_line_errors
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def score_masks(masks: Path, args: argparse.Namespace) -> dict[str, Any]:
     from distseg.config import load_config
-    from distseg.training.to_score import masks_to_score
+    from distseg.scoring.to_score import masks_to_score
 
     options = {"--tune": args.tune, "--tta": args.tta, "--raw": args.raw, "--ensemble": args.ensemble}
     if given := [name for name, value in options.items() if value]:
@@ -50,13 +50,13 @@ def score_masks(masks: Path, args: argparse.Namespace) -> dict[str, Any]:
     for requirement in args.require:
         requirement.check(config.regions)
     found = masks_to_score(masks, args.split, args.store, config)
-    from distseg.training.evaluation import score_masks  # torch is imported once nothing is wrong
+    from distseg.scoring.evaluation import score_masks  # torch is imported once nothing is wrong
 
     return score_masks(found)
 
 
 def tune_and_score(run: Path, args: argparse.Namespace) -> dict[str, Any]:
-    from distseg.training.to_score import run_to_score
+    from distseg.scoring.to_score import run_to_score
 
     overrides = [*args.overrides, *(["evaluate.tta=true"] if args.tta else [])]
     if wrong := [word for word in overrides if not word.startswith("evaluate.")]:
@@ -71,10 +71,10 @@ def tune_and_score(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     found = run_to_score(run, args.split, args.store, overrides, args.ensemble, raw=args.raw or args.tune)
     for requirement in args.require:
         requirement.check(found.config.regions)
-    from distseg.training.evaluation import score_run  # torch is imported once nothing is wrong
+    from distseg.scoring.evaluation import score_run  # torch is imported once nothing is wrong
 
     if args.tune:
-        from distseg.training.tuning import tune_run
+        from distseg.scoring.tuning import tune_run
 
         print_tuned(tune_run(run, args.store, overrides))
         found = run_to_score(run, args.split, args.store, overrides, args.ensemble, args.raw)
@@ -110,7 +110,7 @@ def check(requirements: "Sequence[Requirement]", summary: dict[str, Any]) -> Non
 
 
 def compare(first: Path, second: Path, split: str) -> None:
-    from distseg.training.comparison import compare_runs
+    from distseg.scoring.comparison import compare_runs
 
     found = compare_runs(first, second, split)
     print(f"{second} minus {first}, split {split}: {found['n_cases']} cases of {found['n_patients']} patients")
@@ -176,7 +176,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _requirement(text: str) -> "Requirement":
-    from distseg.training.comparison import parse_requirement
+    from distseg.scoring.comparison import parse_requirement
 
     try:
         return parse_requirement(text)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if wrong := [word for word in overrides if not word.startswith("evaluate.")]:
         raise DistsegError(f"export: got {wrong[0]}; only evaluate.key=value changes a finished run; leave it out")
     wanted = run_to_export(args.run, args.out, options, overrides)
-    from distseg.serving.artefact import write_export  # torch is imported once nothing is wrong
+    from distseg.serving.exporting import write_export  # torch is imported once nothing is wrong
 
     described = write_export(wanted)
     for row in described.get("depths", []):

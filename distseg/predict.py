@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_source(args.model)
     if args.format == "dicom-seg":
         require("highdicom")
+    from distseg.scoring.segmenting import inference_device
     from distseg.serving.model import open_model, open_server  # torch is imported once nothing is wrong
     from distseg.serving.prediction import Options, Predictor
-    from distseg.training.inference import inference_device
 
     if args.server:
         model = open_server(args.server, probabilities=args.probabilities is not None)

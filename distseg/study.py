@@ -14,13 +14,13 @@ from distseg.errors import one_line_errors
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from distseg.training.study.plan import load_study  # here, so that --help answers at once
+    from distseg.studies.grid import load_study  # here, so that --help answers at once
 
     study = load_study(args.study, args.overrides)
     if args.print_config:
         print(study.as_yaml(), end="")
         return 0
-    from distseg.training.study.study import list_runs, run_only, run_study
+    from distseg.studies.running import list_runs, run_only, run_study
 
     if args.list:
         list_runs(study)

@@ -52,8 +52,8 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     folder = _check(config, resume=resume, with_store=source is None)
     # Torch and what stands on it, once nothing is wrong.
+    from distseg.ranks import connect_ranks, disconnect_ranks, on_main
     from distseg.training.interruption import Interruption
-    from distseg.training.ranks import connect_ranks, disconnect_ranks, on_main
     from distseg.training.strategy import strategy_of_launch
 
     sharing = strategy_of_launch()
@@ -86,7 +86,7 @@ def _check(config: Config, *, resume: bool, with_store: bool) -> "RunFolder":
     """
     from distseg.data.store import open_store  # these here, so that --help and --print-config answer at once
     from distseg.runs.folder import RunFolder, open_run
-    from distseg.training.slices import training_slices
+    from distseg.runs.training_slices import training_slices
 
     folder = RunFolder(Path(config.output_dir))
     folder.check_same_run(config) if resume else folder.check_free()
@@ -109,11 +109,11 @@ def _train(
 ) -> None:
     """What every rank does once it is connected and the folder is ours."""
     from distseg.data.store import open_store
+    from distseg.ranks import on_all, on_main
     from distseg.runs.environment import describe_environment
+    from distseg.runs.training_slices import training_slices
+    from distseg.scoring.figures import draw_run
     from distseg.training.build import build_trainer
-    from distseg.training.figures import draw_run
-    from distseg.training.ranks import on_all, on_main
-    from distseg.training.slices import training_slices
 
     store = open_store(Path(config.data.store))
     if config.data.cache_dir is not None:

@@ -241,7 +241,7 @@ def shift_heads(run: Path, shares: Sequence[float]) -> None:
 @pytest.fixture(scope="session")
 def model(small_run: Path, made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small run, exported in float32; a worker's own copy."""
-    from distseg.serving.artefact import ExportOptions, export_run
+    from distseg.serving.exporting import ExportOptions, export_run
 
     exported = made_once("model", lambda out: export_run(small_run, out, ExportOptions(precision="float32")))
     own = tmp_path_factory.mktemp("exported") / "model"

@@ -6,7 +6,7 @@ import pytest
 
 from distseg.config import Config, config_as_yaml, load_config
 from distseg.errors import DistsegError
-from distseg.training.study.plan import load_study
+from distseg.studies.grid import load_study
 
 ROOT = Path(__file__).parent.parent
 

@@ -115,9 +115,8 @@ def test_an_installed_wheel_does_without_a_checkout(tmp_path: Path) -> None:
     assert Path(home).is_relative_to(tmp_path / "environment")
     assert "epochs: 7" in said("distseg", "train", "--config", "quickstart", "--print-config")
     assert "predict      ready" in said("distseg", "doctor", "train")
-    runs = "distseg.training.study"
     code = (
-        f"from {runs}.plan import load_study; from {runs}.task import task_of, _launch_words; from pathlib import Path; "
+        "from distseg.studies.grid import load_study; from distseg.studies.task import task_of, _launch_words; from pathlib import Path; "
         "study = load_study(Path('study_cpu')); print(len(study.runs), *_launch_words(task_of(study, study.runs[0])))"
     )
     count, *launch = said("python", "-c", code).split()

@@ -24,10 +24,10 @@ from distseg.reporting.evaluated import read_splits
 from distseg.reporting.page import UNDEFINED, label, shown
 from distseg.reporting.probabilities import best_threshold, calibration, threshold_scores
 from distseg.runs.trained import save_best
+from distseg.scoring.evaluation import evaluate_run
+from distseg.studies.grid import load_study
+from distseg.studies.task import State, task_of, write_config
 from distseg.tables import write_csv
-from distseg.training.evaluation import evaluate_run
-from distseg.training.study.plan import load_study
-from distseg.training.study.task import State, task_of, write_config
 
 REGIONS = ("lung", "infection")
 PIXEL = bytes.fromhex(  # a PNG of one grey pixel

@@ -10,7 +10,7 @@ table=(3.11:2.11 3.12:2.12 3.12:2.13 3.11:2.14 3.13:2.15 3.11:2.15:train-cuda12)
 # Training, launching over ranks, scoring, exporting, predicting, and what lies under them.
 quick=(tests/data/test_augment.py tests/data/test_pipeline.py tests/kernels/test_bce_dice.py tests/models/test_encoder.py
     tests/models/test_models.py tests/serving/test_export.py tests/serving/test_predict.py tests/test_doctor.py
-    tests/training/test_evaluation.py tests/training/test_launch.py)
+    tests/scoring/test_evaluation.py tests/training/test_launch.py)
 folder=${VERSIONS_DIR:-$(mktemp -d)}
 mkdir -p "$folder"
 [ $# -gt 0 ] && table=("$@")

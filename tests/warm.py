@@ -18,8 +18,8 @@ from distseg import cli
 AFTER_FAILURE_S = 10.0  # that the other ranks get, as a launcher gives them
 
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.warm", "distseg.training.build", "distseg.training.figures", "distseg.training.evaluation",
-    "distseg.serving.artefact", "distseg.serving.prediction", "torch.utils.tensorboard"])  # fmt: skip
+_CONTEXT.set_forkserver_preload(["tests.warm", "distseg.training.build", "distseg.scoring.figures", "distseg.scoring.evaluation",
+    "distseg.serving.exporting", "distseg.serving.prediction", "torch.utils.tensorboard"])  # fmt: skip
 
 
 def run_ranks(

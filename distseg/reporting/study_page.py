@@ -13,9 +13,8 @@ from markupsafe import Markup
 
 from distseg.reporting.charts import Axis, Dot, Line, Style, heat_map, line_chart, scatter
 from distseg.reporting.page import as_number, render, shown
-from distseg.tables import read_rows
-from distseg.training.study.plan import Run, Study, load_study
-from distseg.training.study.results import (
+from distseg.studies.grid import Run, Study, load_study
+from distseg.studies.results import (
     Cell,
     best_pairs,
     cells,
@@ -23,7 +22,8 @@ from distseg.training.study.results import (
     result_row,
     runs_of_pair,
 )
-from distseg.training.study.task import Task, task_of
+from distseg.studies.task import Task, task_of
+from distseg.tables import read_rows
 
 COLOURED_RUNS = 6  # each has a colour of its own up to here; beyond, each decoder has one
 

@@ -13,11 +13,11 @@ import torch
 
 from distseg.errors import DistsegError
 from distseg.runs.folder import open_run
+from distseg.scoring.postprocessing import RegionRule, label_map, read_rules, rules_as_dict
+from distseg.scoring.segmenting import Segmenter, segment_volume
 from distseg.serving import standalone
 from distseg.serving.formats import DESCRIPTION
 from distseg.serving.source import exported_file, is_run
-from distseg.training.inference import Segmenter, segment_volume
-from distseg.training.postprocessing import RegionRule, label_map, read_rules, rules_as_dict
 
 # What a check of the file or its packing adds to the description: the masks are the same with and without.
 NOT_IDENTITY = ("verification", "sha256")
@@ -116,7 +116,7 @@ def open_server(url: str, probabilities: bool = True) -> Model:
 
 def _open_run(run: Path, device: torch.device) -> Model:
     from distseg.runs.trained import load_best  # these build the network: an exported file needs neither them nor timm
-    from distseg.serving.artefact import describe
+    from distseg.serving.exporting import describe
 
     folder, config = open_run(run)
     _, segmenter = load_best(folder, config)

@@ -22,9 +22,9 @@ from distseg.config import AIR_HU, Config
 from distseg.data.store import Case, open_store, split_slices
 from distseg.errors import DistsegError
 from distseg.models.segmenter import HuSegmenter
+from distseg.scoring.cases import pooled_dice
+from distseg.scoring.segmenting import SegmentedCase, inference_device, with_neighbours
 from distseg.serving import standalone
-from distseg.training.inference import SegmentedCase, inference_device, with_neighbours
-from distseg.training.scoring import pooled_dice
 
 # Batch, height, width: batch 1 and 3, odd, smaller than the stride, not square. A trace is made at another shape.
 CHECKED_SHAPES = ((1, 512, 512), (3, 256, 256), (1, 63, 101), (3, 37, 224), (2, 17, 9), (1, 1, 1))

@@ -13,14 +13,14 @@ from distseg.kernels import region_bits
 from distseg.losses import build_loss
 from distseg.models.network import build_model, check_input_shape
 from distseg.models.norm import synchronise_batch_norm
+from distseg.ranks import on_main
 from distseg.runs.checkpoint import Checkpoint, Progress, load_checkpoint, newest_checkpoint
 from distseg.runs.folder import RunFolder
 from distseg.runs.trained import start_from_run
+from distseg.runs.training_slices import training_slices
 from distseg.training.ema import ExponentialMovingAverage
 from distseg.training.interruption import Interruption
 from distseg.training.loop import Trainer
-from distseg.training.ranks import on_main
-from distseg.training.slices import training_slices
 from distseg.training.strategy import build_strategy
 
 

@@ -27,12 +27,12 @@ from distseg.kernels import kernel_for, region_targets, sum_over_ranks
 from distseg.losses import BceDiceLoss, LossTerms
 from distseg.metrics import confusion_counts, mean_defined, scores_from_counts
 from distseg.optim import learning_rate, set_learning_rate
+from distseg.ranks import on_main
 from distseg.runs.checkpoint import Checkpoint, CheckpointWriter, Progress, prune_checkpoints, save_checkpoint
 from distseg.runs.folder import RunFolder
 from distseg.runs.trained import save_best
 from distseg.training.ema import ExponentialMovingAverage
 from distseg.training.interruption import Interruption
-from distseg.training.ranks import on_main
 from distseg.training.step_log import StepLog
 from distseg.training.step_profile import StepProfile
 from distseg.training.strategy import DataParallel

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 
 from distseg.errors import DistsegError
 from distseg.files import write_text
+from distseg.ranks import on_main
 from distseg.runs.folder import RunFolder
-from distseg.training.ranks import on_main
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from distseg.data.nifti import write_labels
 from distseg.data.store import Store, read_slice
-from distseg.training.inference import inference_device
+from distseg.scoring.segmenting import inference_device
 
 BATCH = 4
 DEVICE = inference_device()

@@ -37,13 +37,13 @@ from distseg.errors import DistsegError, positive_int
 from distseg.models.segmenter import HuSegmenter
 from distseg.runs.folder import open_run
 from distseg.runs.trained import load_best
-from distseg.serving.artefact import ExportOptions, export_run
+from distseg.scoring.segmenting import inference_device, segment_volume
 from distseg.serving.client import RemoteSegmenter
+from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.formats import FORMATS
 from distseg.serving.repository import PYTHON_REPOSITORY
 from distseg.serving.server import find_installation, free_endpoints, running_server
 from distseg.serving.standalone import load
-from distseg.training.inference import inference_device, segment_volume
 
 BATCHES = (1, 4, 8)
 EAGER, DEFAULT = "eager, float32", "exported, default"

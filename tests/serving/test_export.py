@@ -20,13 +20,13 @@ from distseg.export import main
 from distseg.models.segmenter import HuSegmenter
 from distseg.runs.folder import open_run
 from distseg.runs.trained import load_best
+from distseg.scoring.postprocessing import RULES, RegionRule, rules_as_dict
 from distseg.serving import artefact, verification
-from distseg.serving.artefact import ExportOptions, export_run
+from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.formats import FORMATS
 from distseg.serving.model import open_model
 from distseg.serving.verification import COMPILED, Accepted, dice_of_samples, read_samples
 from distseg.serving.writers import WRITERS, in_precision
-from distseg.training.postprocessing import RULES, RegionRule, rules_as_dict
 
 Run = Callable[..., Any]
 CPU = torch.device("cpu")

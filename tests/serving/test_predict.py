@@ -25,17 +25,17 @@ from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import locked, write_json
 from distseg.predict import main, parse_arguments
+from distseg.scoring.evaluation import evaluate_run
+from distseg.scoring.postprocessing import RULES, RegionRule, label_map, read_rules, rules_as_dict
+from distseg.scoring.segmenting import segment_volume
 from distseg.serving.affected_slices import most_affected_slices
-from distseg.serving.artefact import ExportOptions, export_run
+from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.model import open_model
 from distseg.serving.prediction import measure
 from distseg.serving.repository import write_repositories
 from distseg.serving.server import find_installation, free_endpoints, running_server
 from distseg.serving.standalone import METADATA
 from distseg.tables import read_rows
-from distseg.training.evaluation import evaluate_run
-from distseg.training.inference import segment_volume
-from distseg.training.postprocessing import RULES, RegionRule, label_map, read_rules, rules_as_dict
 from tests.data.test_dicom import blank
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from torch import nn
 from distseg.config import load_config
 from distseg.errors import DistsegError
 from distseg.files import sha256_of, write_json
+from distseg.ranks import check_world
 from distseg.tables import read_rows
-from distseg.training.ranks import check_world
 from tests import warm
 from tests.conftest import LAUNCHES, SMALL
 

@@ -23,14 +23,14 @@ from distseg.models.segmenter import HuSegmenter
 from distseg.models.table import forward_cost
 from distseg.runs.folder import RunFolder, best_metadata
 from distseg.runs.trained import load_best, load_ensemble
+from distseg.scoring.cases import pooled_dice
+from distseg.scoring.postprocessing import RegionRule, rules_as_dict
+from distseg.scoring.segmenting import inference_device, segment_cases
 from distseg.serving.formats import DESCRIPTION, FORMATS, Format
 from distseg.serving.repository import write_repositories
 from distseg.serving.to_export import DEFAULT, MAX_DEPTH, ExportOptions, RunToExport, run_to_export
 from distseg.serving.verification import Differs, Sample, dice_of_samples, read_samples, verify
 from distseg.serving.writers import PRECISIONS, WRITERS, in_precision, networks_of
-from distseg.training.inference import inference_device, segment_cases
-from distseg.training.postprocessing import RegionRule, rules_as_dict
-from distseg.training.scoring import pooled_dice
 
 
 def export_run(run: Path, out: Path, options: ExportOptions = DEFAULT, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from distseg.config import Config
 from distseg.data.nifti import read_nifti
 from distseg.data.store import Case, Slices, Store
 from distseg.errors import DistsegError
-from distseg.training.postprocessing import RegionRule, label_map
+from distseg.scoring.postprocessing import RegionRule, label_map
 
 Rules = Mapping[str, RegionRule]
 

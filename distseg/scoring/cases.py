@@ -19,8 +19,8 @@ from distseg.metrics import (
     scores_from_counts,
 )
 from distseg.scores import SURFACE_SCORES, VOLUMES
-from distseg.surfaces import surface_scores
-from distseg.training.inference import SegmentedCase
+from distseg.scoring.segmenting import SegmentedCase
+from distseg.scoring.surfaces import surface_scores
 
 BINS = 100  # of probability; a threshold of two decimals is the edge of one
 OUTCOMES = ("tp", "fp", "fn", "tn")

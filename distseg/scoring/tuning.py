@@ -14,8 +14,8 @@ from distseg.files import write_json
 from distseg.metrics import mean_defined, none_if_undefined, scores_from_counts
 from distseg.runs.folder import best_metadata, open_run
 from distseg.runs.trained import load_best
-from distseg.training.inference import Rules, SegmentedCase, inference_device, segment_cases
-from distseg.training.postprocessing import RULES, RegionRule, label_map, regions_by_width, rules_as_dict
+from distseg.scoring.postprocessing import RULES, RegionRule, label_map, regions_by_width, rules_as_dict
+from distseg.scoring.segmenting import Rules, SegmentedCase, inference_device, segment_cases
 
 # (threshold, seed threshold): plain ones, and hysteresis around the usual one.
 THRESHOLDS = ((0.3, None), (0.4, None), (0.5, None), (0.6, None), (0.7, None), (0.3, 0.6), (0.5, 0.7), (0.5, 0.9))

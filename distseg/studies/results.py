@@ -9,9 +9,9 @@ from typing import Any
 from distseg.config import load_config
 from distseg.files import write_text
 from distseg.metrics import mean_defined, patient_bootstrap_ci
+from distseg.studies.grid import Run, Study
+from distseg.studies.task import Task
 from distseg.tables import read_csv, read_rows, write_csv
-from distseg.training.study.plan import Run, Study
-from distseg.training.study.task import Task
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import wilcoxon
 
 from distseg.errors import DistsegError
-from distseg.training.comparison import COMPARED, compare_runs, parse_requirement
+from distseg.scoring.comparison import COMPARED, compare_runs, parse_requirement
 
 PATIENTS = ("a", "a", "b", "c", "d", "e", "f")
 FIRST = (0.5, 0.6, 0.7, 0.4, 0.9, 0.2, 0.8)

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from distseg.metrics import scores_from_counts
-from distseg.surfaces import surface_scores
+from distseg.scoring.surfaces import surface_scores
 
 
 def box(z: slice, y: slice, x: slice) -> np.ndarray:

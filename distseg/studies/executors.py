@@ -20,8 +20,8 @@ from distseg.cluster import cluster_executor
 from distseg.errors import DistsegError
 from distseg.files import write_json
 from distseg.shipped import shipped
-from distseg.training.study.plan import StudyConfig
-from distseg.training.study.task import Children, Outcome, Task, do_task, last_error
+from distseg.studies.grid import StudyConfig
+from distseg.studies.task import Children, Outcome, Task, do_task, last_error
 
 Begun = Callable[[str, str], None]
 """told of a run's name and where it is done"""

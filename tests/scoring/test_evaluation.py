@@ -17,8 +17,8 @@ from distseg.errors import DistsegError
 from distseg.files import locked, write_json
 from distseg.models.regions import write_order
 from distseg.runs.folder import CASES
-from distseg.serving.artefact import ExportOptions, export_run
-from distseg.training.evaluation import evaluate_run
+from distseg.scoring.evaluation import evaluate_run
+from distseg.serving.exporting import ExportOptions, export_run
 
 Run = Callable[..., Any]
 CPU = torch.device("cpu")

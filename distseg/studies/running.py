@@ -13,11 +13,11 @@ from types import FrameType
 from distseg.data.store import open_store
 from distseg.errors import DistsegError, Stopped
 from distseg.files import locked, write_text
-from distseg.training.study.executors import gpu_slots, run_here, run_on_cluster, run_on_slurm, running_array
-from distseg.training.study.figures import draw_study
-from distseg.training.study.plan import Run, Study, changed_keys, load_study
-from distseg.training.study.results import dice_in_words, write_tables
-from distseg.training.study.task import Children, Outcome, Task, do_task, task_of, write_config
+from distseg.studies.costs import draw_study
+from distseg.studies.executors import gpu_slots, run_here, run_on_cluster, run_on_slurm, running_array
+from distseg.studies.grid import Run, Study, changed_keys, load_study
+from distseg.studies.results import dice_in_words, write_tables
+from distseg.studies.task import Children, Outcome, Task, do_task, task_of, write_config
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

@@ -9,7 +9,7 @@ from distseg.data.file_kinds import is_nifti, nifti_stem
 from distseg.data.store import Case, Slices, Store, check_labels, open_store, split_slices
 from distseg.errors import DistsegError
 from distseg.runs.folder import RunFolder, check_members, open_run
-from distseg.training.postprocessing import RULES, RegionRule, read_rules
+from distseg.scoring.postprocessing import RULES, RegionRule, read_rules
 
 
 @dataclass(frozen=True)

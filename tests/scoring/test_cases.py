@@ -8,8 +8,7 @@ import pytest
 
 from distseg.config import Config, load_config
 from distseg.data.store import Case
-from distseg.training.inference import SegmentedCase
-from distseg.training.scoring import (
+from distseg.scoring.cases import (
     BINS,
     pooled_dice,
     probabilities,
@@ -19,6 +18,7 @@ from distseg.training.scoring import (
     score_case,
     summarise,
 )
+from distseg.scoring.segmenting import SegmentedCase
 
 REGIONS = {"lung": (1, 2), "infection": (2,)}
 CONFIG = load_config(None, ["evaluate.bootstrap_resamples=50"])

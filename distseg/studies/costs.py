@@ -12,10 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from distseg.pictures import save_figure
+from distseg.studies.grid import Run, Study
+from distseg.studies.results import Cell, best_pairs, cells, encoders_and_decoders, runs_of_pair
+from distseg.studies.task import Task
 from distseg.tables import read_rows
-from distseg.training.study.plan import Run, Study
-from distseg.training.study.results import Cell, best_pairs, cells, encoders_and_decoders, runs_of_pair
-from distseg.training.study.task import Task
 
 NARROW = 0.01  # Dice: no scale shows less than this
 MARKERS = ("o", "s", "^", "D")  # of decoders

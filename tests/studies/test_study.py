@@ -22,13 +22,13 @@ import yaml
 
 from distseg.errors import DistsegError
 from distseg.files import locked
+from distseg.studies import executors
+from distseg.studies.costs import draw_costs
+from distseg.studies.executors import array_of, gpu_slots
+from distseg.studies.grid import changed_keys, load_study
+from distseg.studies.running import alone, begin, run_study
+from distseg.studies.task import MARK, State, do_task, last_error, task_of, write_config
 from distseg.tables import read_rows
-from distseg.training.study import executors
-from distseg.training.study.executors import array_of, gpu_slots
-from distseg.training.study.figures import draw_costs
-from distseg.training.study.plan import changed_keys, load_study
-from distseg.training.study.study import alone, begin, run_study
-from distseg.training.study.task import MARK, State, do_task, last_error, task_of, write_config
 from tests.conftest import ROOT, SCRIPTS_FIRST, SMALL, wait_until
 from tests.data.test_cluster import scheduler, worker
 
@@ -159,7 +159,7 @@ def test_a_run_that_is_scored_has_its_cost(
     (task.run / "config.yaml").touch()
     task.write_state(State(task.fingerprint, trained=True))
     killed = unittest.mock.Mock(side_effect=DistsegError("killed"))
-    monkeypatch.setattr("distseg.training.study.task._finish", killed)
+    monkeypatch.setattr("distseg.studies.task._finish", killed)
     assert do_task(task).error == "killed" and killed.call_args.args[-1] == "scoring val"
     assert (task.read_state().gmacs or 0) > 0.01
     draw_costs(loaded.runs, {"lung": {}}, {}, tmp_path / "cost.png", "val")  # of runs whose cost is not known

@@ -18,14 +18,10 @@ from distseg.config import Config
 from distseg.data.nifti import write_labels
 from distseg.data.store import Slices, Store
 from distseg.files import folder_written_aside, locked, remove_leftovers, write_json
+from distseg.ranks import connect_ranks, disconnect_ranks, on_all, on_main
 from distseg.runs.folder import best_metadata
 from distseg.runs.trained import load_ensemble
-from distseg.tables import write_csv
-from distseg.training.figures import draw_ranked_slices
-from distseg.training.inference import SegmentedCase, inference_device, read_masks, segment_cases
-from distseg.training.postprocessing import rules_as_dict
-from distseg.training.ranks import connect_ranks, disconnect_ranks, on_all, on_main
-from distseg.training.scoring import (
+from distseg.scoring.cases import (
     CaseScores,
     probabilities,
     rows_of_cases,
@@ -34,7 +30,11 @@ from distseg.training.scoring import (
     score_case,
     summarise,
 )
-from distseg.training.to_score import MasksToScore, RunToScore, masks_to_score, run_to_score
+from distseg.scoring.figures import draw_ranked_slices
+from distseg.scoring.postprocessing import rules_as_dict
+from distseg.scoring.segmenting import SegmentedCase, inference_device, read_masks, segment_cases
+from distseg.scoring.to_score import MasksToScore, RunToScore, masks_to_score, run_to_score
+from distseg.tables import write_csv
 
 UNEVEN_S = 86400.0  # ranks wait for each other's whole cases, not for a step
 

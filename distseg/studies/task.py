@@ -26,7 +26,7 @@ from distseg.config import config_as_yaml, load_config
 from distseg.errors import DistsegError
 from distseg.files import InUse, locked, write_json, write_text
 from distseg.shipped import shipped
-from distseg.training.study.plan import Run, Study
+from distseg.studies.grid import Run, Study
 
 PACKAGE = Path(distseg.__file__).parent
 MARK = "DISTSEG_STUDY_RUN"  # in the environment of a run's processes: by it they are found after a crash

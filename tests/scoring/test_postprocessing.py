@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distseg.errors import DistsegError
-from distseg.training.postprocessing import RULES, RegionRule, label_map, read_rules
+from distseg.scoring.postprocessing import RULES, RegionRule, label_map, read_rules
 
 REGIONS = {"lung": (1, 2), "infection": (2,)}
 

@@ -15,9 +15,9 @@ from distseg.data.store import Store, read_slice, split_slices
 from distseg.pictures import LABEL_COLOURS, Overlay, draw_overlays, save_figure
 from distseg.runs.folder import RunFolder
 from distseg.runs.trained import load_best
+from distseg.scoring.cases import CaseScores
+from distseg.scoring.segmenting import SegmentedCase, segment_cases
 from distseg.tables import read_rows
-from distseg.training.inference import SegmentedCase, segment_cases
-from distseg.training.scoring import CaseScores
 
 SLICES_SHOWN = 3  # of each rank
 
