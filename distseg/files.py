@@ -14,7 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from distseg.errors import DistsegError
 
@@ -59,26 +59,20 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(lock: Path, subject: str, holder: str = "") -> Iterator[None]:
+def locked(lock: Path, subject: str, holder: str = "", *, waits: bool = False) -> Iterator[None]:
     """Holds a lock file, which says who holds it, goes with the process that does and is removed at the end.
 
     Args:
         lock: the file.
         subject: how the line begins that refuses another process: what, and the value it got.
         holder: who holds it; "": this process.
+        waits: for another process to be done, instead of refusing.
 
     Raises:
         InUse: another process holds it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InUse(subject, file.read()) from None
-        if os.fstat(file.fileno()).st_nlink == 0:  # its holder removed it between our open and our lock
-            raise InUse(subject, "")
+    with _held(lock, subject, waits) as file:
         file.truncate(0)
         file.write(holder or f"process {os.getpid()} on {platform.node()}")
         file.flush()
@@ -87,6 +81,22 @@ def locked(lock: Path, subject: str, holder: str = "") -> Iterator[None]:
         finally:
             # Removed while still held: whoever opens the name next makes a new file.
             os.unlink(lock)
+
+
+def _held(lock: Path, subject: str, waits: bool) -> TextIO:
+    while True:
+        file = lock.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                raise InUse(subject, file.read()) from None
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # its holder removed it between our open and our lock
+        if not waits:
+            raise InUse(subject, "")
 
 
 def is_free(path: Path) -> bool:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration, gather_object
+from torch import nn
 
 from distseg.config import Config
 from distseg.errors import DistsegError, told
@@ -26,10 +27,17 @@ T = TypeVar("T")
 LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch")
 CPU = "launch/cpu.yaml"
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+STRATEGIES = ("fsdp", "deepspeed")  # that a launch can ask for, beside ddp
+
+
+def strategy_of_launch() -> str:
+    """`fsdp`, `deepspeed` or `ddp`, as the launch asked."""
+    asked = [name for name in STRATEGIES if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true"]
+    return asked[0] if asked else "ddp"
 
 
 def connect_ranks(config: Config) -> Accelerator:
-    """Joins this process to its job; precision and world size come from the launch.
+    """Joins this process to its job; precision and world size come from the launch, whose strategy Accelerate is made to forget.
 
     Raises:
         DistsegError: the job is not what the launch asked for, or its strategy is not supported.
@@ -44,6 +52,8 @@ def connect_ranks(config: Config) -> Accelerator:
             f"train.trackers: got {missing[0]}, which is not installed; accelerate would leave it out and say nothing; "
             f"pip install {missing[0]}, or leave it out"
         )
+    for name in STRATEGIES:  # training/build.py does both by itself, so Accelerate must not
+        os.environ.pop(f"ACCELERATE_USE_{name.upper()}", None)
     accumulation = train.gradient_accumulation_steps
     launched = os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")  # would win over the argument below
     if launched not in ("auto", "1", str(accumulation)):
@@ -155,3 +165,33 @@ def disconnect_ranks(clean: bool) -> None:
         if clean:
             dist.barrier()
         dist.destroy_process_group()
+
+
+def join_alone(device: torch.device) -> None:
+    """A group of this one process where the launch made none: shards need one, Accelerate does without."""
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed looks for it
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def check_same_parameters(network: nn.Module) -> None:
+    """Stops every rank if their parameters differ.
+
+    Raises:
+        DistsegError: naming the ranks that differ from rank 0.
+    """
+    if not dist.is_initialized():
+        return
+    with torch.no_grad():
+        # Two different sums, in float64: a difference in any parameter shows in one of them.
+        sums = torch.stack(
+            [torch.stack([p.double().sum(), p.double().square().sum()]) for p in network.parameters()]
+        ).flatten()
+    of_ranks = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
+    dist.all_gather(of_ranks, sums)
+    if different := [rank for rank, other in enumerate(of_ranks) if not torch.equal(other, of_ranks[0])]:
+        raise DistsegError(
+            f"launch: parameters of rank(s) {different} differ from rank 0 after the first step; gradients are not shared; "
+            "check the strategy in the launch file"
+        )

@@ -18,12 +18,14 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     # Run as a script, Python puts this folder first on the path, where our models, export, ... would hide other packages'.
     sys.path.pop(0)
 
-from distseg.config import Config, config_as_yaml, load_config
+from distseg.commands.arguments import command_parser
 from distseg.errors import RankError, Stopped, one_line_errors, told
+from distseg.shipped import presets
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from distseg.config import Config
     from distseg.data.store import Store
     from distseg.runs.folder import RunFolder
     from distseg.training.interruption import Interruption
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
+    from distseg.config_files import config_as_yaml, load_config  # here, so that --help answers at once
+
     config = load_config(args.config, [*_predecessor_overrides(args), *args.overrides])
     if args.print_config:
         print(config_as_yaml(config), end="")
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(config: Config, *, resume: bool = False, source: Path | None = None) -> None:
+def train(config: "Config", *, resume: bool = False, source: Path | None = None) -> None:
     """Trains the model of a configuration into its output_dir.
 
     Args:
@@ -52,16 +56,19 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     folder = _check(config, resume=resume, with_store=source is None)
     # Torch and what stands on it, once nothing is wrong.
-    from distseg.ranks import connect_ranks, disconnect_ranks, on_main
+    from distseg.ranks import connect_ranks, disconnect_ranks, on_main, strategy_of_launch
     from distseg.training.interruption import Interruption
-    from distseg.training.strategy import strategy_of_launch
 
     sharing = strategy_of_launch()
     accelerator = connect_ranks(config)
     clean = False
     try:
         with contextlib.ExitStack() as held:
-            on_main(accelerator, lambda: held.enter_context(folder.in_use()) and None)
+
+            def hold() -> None:
+                held.enter_context(folder.in_use())
+
+            on_main(accelerator, hold)
             interruption = held.enter_context(Interruption(accelerator.device))
             if source is not None:
                 on_main(accelerator, lambda: _prepare(source, config))
@@ -74,7 +81,7 @@ def train(config: Config, *, resume: bool = False, source: Path | None = None) -
         disconnect_ranks(clean)
 
 
-def _check(config: Config, *, resume: bool, with_store: bool) -> "RunFolder":
+def _check(config: "Config", *, resume: bool, with_store: bool) -> "RunFolder":
     """Looks at all that a start can be wrong in, on every rank before they wait for each other.
 
     Args:
@@ -89,7 +96,10 @@ def _check(config: Config, *, resume: bool, with_store: bool) -> "RunFolder":
     from distseg.runs.training_slices import training_slices
 
     folder = RunFolder(Path(config.output_dir))
-    folder.check_same_run(config) if resume else folder.check_free()
+    if resume:
+        folder.check_same_run(config)
+    else:
+        folder.check_free()
     if with_store:
         slices = training_slices(config, open_store(Path(config.data.store)))
         folder.check_same_cases(config, slices.cases)
@@ -99,7 +109,7 @@ def _check(config: Config, *, resume: bool, with_store: bool) -> "RunFolder":
 
 
 def _train(
-    config: Config,
+    config: "Config",
     accelerator: "Accelerator",
     folder: "RunFolder",
     interruption: "Interruption",
@@ -113,7 +123,7 @@ def _train(
     from distseg.runs.environment import describe_environment
     from distseg.runs.training_slices import training_slices
     from distseg.scoring.figures import draw_run
-    from distseg.training.build import build_trainer
+    from distseg.training.build import build_trainer, describe_training
 
     store = open_store(Path(config.data.store))
     if config.data.cache_dir is not None:
@@ -122,15 +132,16 @@ def _train(
     trainer = build_trainer(
         config, accelerator, folder, store, interruption=interruption, sharing=sharing, resume=resume
     )
+    slices = training_slices(config, store)
 
     def begin() -> None:
         step = trainer.progress.step
         start = f"resumes after step {step}" if step else "starts from the beginning"
         no_checkpoint = " (--resume: no complete checkpoint there)" if resume and not step else ""
-        print(f"{folder.root} {start}{no_checkpoint}: {trainer.describe()}", flush=True)
+        print(f"{folder.root} {start}{no_checkpoint}: {describe_training(trainer, slices)}", flush=True)
         world, precision = accelerator.num_processes, accelerator.mixed_precision
         environment = describe_environment(world, precision, trainer.strategy.name)
-        folder.begin(config, trainer.progress, training_slices(config, store).cases, environment)
+        folder.begin(config, trainer.progress, slices.cases, environment)
 
     on_main(accelerator, begin)
     with named_rank(trainer):
@@ -161,11 +172,20 @@ def named_rank(trainer: "Trainer") -> Iterator[None]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="distseg train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = command_parser(
+        "train",
+        __doc__,
+        "distseg train --config covid_ct data.store=store output_dir=runs/a",
+        "accelerate launch --num_processes 2 distseg/train.py --config covid_ct data.store=store output_dir=runs/a --resume",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
-    parser.add_argument("--config", type=Path, help="YAML file, or the name of a shipped one; without it, the defaults")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        help="YAML file, or the name of a shipped one; without it, the defaults",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in output_dir")
     habits = parser.add_argument_group("the predecessor's flags")
@@ -174,6 +194,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     habits.add_argument("--datadir", type=Path, metavar="SRC", help="volumes, prepared into RUNS/store first")
     habits.add_argument("--savedir_base", type=Path, metavar="RUNS", help="the run goes into RUNS/<base>_<encoder>")
     args = parser.parse_intermixed_args(argv)
+    if args.config == Path():
+        parser.error(f"--config: got no file; it must be a YAML file, or a shipped one: {', '.join(presets('train'))}")
     if wrong := [override for override in args.overrides if "=" not in override]:
         parser.error(f"override: got {wrong[0]!r}; it must be section.key=value")
     together = (args.encoder, args.base, args.datadir, args.savedir_base)
@@ -193,7 +215,7 @@ def _predecessor_overrides(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def _staged(store: "Store", config: Config) -> "Store":
+def _staged(store: "Store", config: "Config") -> "Store":
     """The store with the cases of the fold on the node's own disk."""
     from distseg.data.staging import stage_store
 
@@ -201,9 +223,9 @@ def _staged(store: "Store", config: Config) -> "Store":
     return stage_store(store, cases, Path(config.data.cache_dir or ""))
 
 
-def _prepare(source: Path, config: Config) -> None:
+def _prepare(source: Path, config: "Config") -> None:
     """Brings the store of the predecessor's --datadir up to date: five folds by the config's seed."""
-    from distseg.data.prepare import FoldRule, prepare_store
+    from distseg.data.preparing import FoldRule, prepare_store
 
     prepare_store(source, Path(config.data.store), FoldRule(seed=config.seed), workers=os.cpu_count() or 1)
 

@@ -108,7 +108,7 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 @pytest.fixture(scope="session")
 def phantom(made_once: MadeOnce) -> Path:
     """Six patients of eight 64 x 64 slices; all workers' own: not to be written to."""
-    from distseg.data.phantom import write_phantom
+    from distseg.phantoms.case import write_phantom
 
     return made_once("phantom", lambda folder: write_phantom(folder, cases=6, seed=0, size=64, n_slices=8))
 
@@ -116,7 +116,7 @@ def phantom(made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="session")
 def store(phantom: Path, made_once: MadeOnce) -> Path:
     """Of the phantom, three folds and a test patient; all workers' own: not to be written to."""
-    from distseg.data.prepare import FoldRule, prepare_store
+    from distseg.data.preparing import FoldRule, prepare_store
 
     return made_once("store", lambda folder: prepare_store(phantom, folder, FoldRule(n_folds=3, n_test=1), workers=2))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from distseg.doctor import JOBS, check_dali, main
+from distseg.commands.doctor import JOBS, check_dali, main
 from distseg.packages import DALI_BUILDS, EXTRA_OF, installed_version
 
 Run = Callable[..., Any]

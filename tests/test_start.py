@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from distseg.cli import COMMANDS
-from distseg.config import config_as_yaml, load_config
+from distseg.config_files import config_as_yaml, load_config
 from distseg.packages import EXTRA_OF
 from tests.conftest import ROOT
 from tests.data.test_dicom import write_dicom_set

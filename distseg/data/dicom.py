@@ -11,7 +11,7 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from distseg.config import AIR_HU
-from distseg.data.volume import Volume, check_voxel_count, in_lps, parsing
+from distseg.data.volume import GRID_TOLERANCE, Volume, check_voxel_count, in_lps, parsing
 from distseg.errors import DistsegError
 
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
@@ -28,7 +28,6 @@ AXIAL = (1, 0, 0, 0, 1, 0)  # rows to the Left, columns to Posterior
 GAP_TOLERANCE = 0.05  # of the distance of slices
 ROUNDING_MM = 0.11  # how much further two slices may lie whose positions were rounded to 0.1 mm
 TILT_TOLERANCE_MM = 0.2  # that a stack of slices may shift sideways as a whole
-GRID_TOLERANCE = 0.1  # of a voxel, at the corners: positions are rounded
 LARGEST = 1e6  # mm or HU: above all that a CT holds, below what overflows
 CONFIDENT = 0.5  # of a fractional segmentation
 

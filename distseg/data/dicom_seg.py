@@ -18,6 +18,7 @@ from distseg.data.dicom import Frame, series_affine, sorted_frames
 from distseg.data.volume import as_stored, parsing
 from distseg.errors import DistsegError
 from distseg.files import written_aside
+from distseg.pictures import colour_of_label, own_labels
 
 SERIES_NUMBER = 100  # far above those that a scanner numbers its own with
 MAKER = "distseg"
@@ -55,7 +56,7 @@ def write_segmentation(
     """Writes a binary DICOM-SEG that references the series; nothing found makes segments without a pixel.
 
     Segments may overlap, as regions do: `lung` has the infected lung too. They are numbered in the order of `regions`, so that
-    where a reader keeps the higher number, the label map comes back.
+    where a reader keeps the higher number, the label map comes back. Viewers show each in the colour that it has in our pictures.
 
     Args:
         path: file to write.
@@ -71,6 +72,7 @@ def write_segmentation(
     stored_ZYX = as_stored(mask_ZYX, series_affine(frames)).T
     images, order = _sources(frames)
     segments = np.stack([np.isin(stored_ZYX[order], list(labels)) for labels in regions.values()], axis=-1)
+    own = own_labels(regions)
     algorithm = hd.AlgorithmIdentificationSequence(
         MAKER, codes.DCM.ArtificialIntelligence, __version__, parameters={"weights_sha256": weights}
     )
@@ -79,7 +81,9 @@ def write_segmentation(
             source_images=images,
             pixel_array=segments,
             segmentation_type="BINARY",
-            segment_descriptions=[_segment(n, name, algorithm) for n, name in enumerate(regions, start=1)],
+            segment_descriptions=[
+                _segment(n, name, colour_of_label(own[name]), algorithm) for n, name in enumerate(regions, start=1)
+            ],
             series_instance_uid=generate_uid(),
             series_number=SERIES_NUMBER,
             sop_instance_uid=generate_uid(),
@@ -128,7 +132,9 @@ def _sources(frames: Sequence[Frame]) -> tuple[list[pydicom.Dataset], list[int]]
     return images, list(order)
 
 
-def _segment(number: int, name: str, algorithm: hd.AlgorithmIdentificationSequence) -> hd.seg.SegmentDescription:
+def _segment(
+    number: int, name: str, colour: str, algorithm: hd.AlgorithmIdentificationSequence
+) -> hd.seg.SegmentDescription:
     meaning = MEANINGS.get(name) or Meaning(codes.SCT.Tissue, own_code(name))
     return hd.seg.SegmentDescription(
         segment_number=number,
@@ -138,6 +144,7 @@ def _segment(number: int, name: str, algorithm: hd.AlgorithmIdentificationSequen
         algorithm_type="AUTOMATIC",
         algorithm_identification=algorithm,
         anatomic_regions=meaning.anatomy or None,
+        display_color=hd.color.CIELabColor.from_rgb(*bytes.fromhex(colour[1:])),
     )
 
 

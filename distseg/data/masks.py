@@ -12,10 +12,8 @@ from distseg.data.file_kinds import is_dicom, is_nifti, is_png
 from distseg.data.layouts import CaseSource, MaskSource
 from distseg.data.nifti import read_nifti
 from distseg.data.png import read_png_slices
-from distseg.data.volume import Volume
+from distseg.data.volume import GRID_TOLERANCE, Volume
 from distseg.errors import DistsegError
-
-GRID_TOLERANCE = 0.1  # of a voxel, at the corners of the volume
 
 
 def read_image(source: CaseSource) -> Volume:

@@ -1,7 +1,6 @@
 """A store's cases from a shared file system onto the node's own disk, once a node, checked on the way."""
 
 import dataclasses
-import fcntl
 import functools
 import json
 import shutil
@@ -9,11 +8,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
+from distseg.bars import counted
 from distseg.data.store import CASE_JSON, Case, Store
 from distseg.errors import DistsegError
-from distseg.files import folder_written_aside, sha256_of
+from distseg.files import folder_written_aside, locked, sha256_of
 
 COPIES_AT_ONCE = 8  # waiting for a network, not for a processor
 
@@ -29,12 +27,11 @@ def stage_store(store: Store, cases: Sequence[Case], cache_dir: Path) -> Store:
     """
     root = cache_dir / f"{store.root.resolve().name}-{sha256_of(store.root / 'store.json')[:12]}"
     root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(root / ".lock", f"data.cache_dir: got {root}", waits=True):
         missing = [case for case in cases if not (root / case.folder / CASE_JSON).is_file()]
         with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
             copies = pool.map(functools.partial(_copy_case, store.root, root), missing)
-            list(tqdm(copies, "cache", total=len(missing), unit="volume", disable=not missing))
+            list(counted(copies, "cache", len(missing), "volume", shown=bool(missing)))
     return dataclasses.replace(store, root=root)
 
 

@@ -20,8 +20,8 @@ from typing import Any, overload
 
 import numpy as np
 import pydantic
-from tqdm import tqdm
 
+from distseg.bars import counted
 from distseg.config import Config
 from distseg.data.splits import Folds, check_patients_apart
 from distseg.errors import DistsegError
@@ -277,7 +277,7 @@ def damaged_files(store: Store) -> Iterator[str]:
     """One line for each file of the store that is missing, changed or does not say what store.json says."""
     with ThreadPoolExecutor() as pool:
         problems = pool.map(functools.partial(problems_of_case, store.root), store.cases)
-        for found in tqdm(problems, "check", total=len(store.cases), unit="volume"):
+        for found in counted(problems, "check", len(store.cases), "volume"):
             yield from found
 
 

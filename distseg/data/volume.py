@@ -25,6 +25,7 @@ GREY_WINDOW_HU = (-1250, 250)  # what grey 0..255 stands for in the radiopaedia_
 PARSING = threading.RLock()  # filters of warnings and levels of loggers are those of all threads
 LPS = axcodes2ornt(("L", "P", "S"))
 VOXEL_MM = (1e-6, 1e6)  # sizes that a header in any unit may mean
+GRID_TOLERANCE = 0.1  # of a voxel, at the corners of two volumes on one grid: headers round positions
 HIGHEST_HU = 32767  # what int16 holds; dense metal stays below it
 
 

@@ -3,7 +3,6 @@
 Shape letters: B images, C channels, R regions, H height, W width.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -124,10 +123,6 @@ def build_model(
     Raises:
         DistsegError: For names that do not exist, weights that cannot be loaded or pairs that do not fit.
     """
-    if model.decoder not in OUTPUT_STRIDES:
-        nearest = ", ".join(difflib.get_close_matches(model.decoder, OUTPUT_STRIDES, n=1)) or "unetplusplus"
-        rule = f"must be one of {', '.join(OUTPUT_STRIDES)}"
-        raise DistsegError(f"model.decoder: got {model.decoder!r}; {rule}; did you mean {nearest}?")
     levels = 5 if depth is None else depth + 1
     stride = OUTPUT_STRIDES[model.decoder]
     of_encoder = "none" if model.recompute == "decoder" else model.recompute
@@ -156,9 +151,6 @@ def _build_decoder(
         widths = None
     elif model.decoder_widths != "paper":
         widths = model.decoder_widths
-        if len(widths) != len(PAPER_WIDTHS):
-            rule = "must be paper, reference or 5 numbers, one for each encoder level"
-            raise DistsegError(f"model.decoder_widths: got {widths}; {rule}; the paper's are {list(PAPER_WIDTHS)}")
     if widths is not None:
         widths = widths[: len(encoder_channels)]
     recompute = model.recompute in ("decoder", "all")

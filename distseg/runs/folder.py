@@ -18,7 +18,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from distseg.config import PACE_KEYS, Config, comparable, config_as_yaml, differences, load_config
+from distseg.config import Config
+from distseg.config_files import PACE_KEYS, comparable, config_as_yaml, differences, load_config
 from distseg.errors import DistsegError
 from distseg.files import locked, remove_if_empty, write_json, write_text
 from distseg.runs.progress import Progress

@@ -68,9 +68,14 @@ def score_case(segmented: SegmentedCase, regions: Mapping[str, Sequence[int]]) -
     )
 
 
+def counts_of_case(segmented: SegmentedCase, regions: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """tp, fp, fn, tn of each region over a case's voxels: int64 (R, 4)."""
+    return confusion_counts(*_masks(segmented, regions)).numpy()
+
+
 def pooled_dice(segmented: Iterable[SegmentedCase], regions: Mapping[str, Sequence[int]]) -> dict[str, float | None]:
     """Dice of each region over the voxels of all cases; None where it is undefined."""
-    counts_R4 = np.sum([_counts(*_masks(case, regions)).sum(axis=0) for case in segmented], axis=0)
+    counts_R4 = np.sum([counts_of_case(case, regions) for case in segmented], axis=0)
     dice = [scores_from_counts(counts)["dice"] for counts in counts_R4]
     return dict(zip(regions, map(none_if_undefined, dice), strict=True))
 

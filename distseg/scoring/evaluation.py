@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from distseg.bars import counted
 from distseg.config import Config
 from distseg.data.nifti import write_labels
 from distseg.data.store import Slices, Store
@@ -161,7 +161,7 @@ def _score(
     segmented: Iterable[SegmentedCase], own: Slices, config: Config, aside: Path, split: str, seen: bool
 ) -> list[CaseScores]:
     scored = []
-    for case in tqdm(segmented, f"evaluate {split}", total=len(own.cases), unit="volume", disable=not seen):
+    for case in counted(segmented, f"evaluate {split}", len(own.cases), "volume", shown=seen):
         scored.append(score_case(case, config.regions))
         mask_ZYX = np.zeros(case.case.shape, np.uint8)  # the leaky split scores some slices of a case only
         mask_ZYX[case.z] = case.mask_ZYX

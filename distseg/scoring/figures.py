@@ -1,23 +1,20 @@
-"""Pictures of a run: learning curves, and slices with the outlines of truth and prediction."""
+"""Pictures of a run: slices with the outlines of truth and prediction. Curves are in its report."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from tqdm import tqdm
 
+from distseg.bars import counted
 from distseg.config import IGNORED_LABEL, Config
 from distseg.data.nifti import read_nifti
 from distseg.data.store import Store, read_slice, split_slices
-from distseg.pictures import LABEL_COLOURS, Overlay, draw_overlays, save_figure
+from distseg.pictures import Overlay, draw_overlays
 from distseg.runs.folder import RunFolder
 from distseg.runs.trained import load_best
 from distseg.scoring.cases import CaseScores
 from distseg.scoring.segmenting import SegmentedCase, segment_cases
-from distseg.tables import read_rows
 
 SLICES_SHOWN = 3  # of each rank
 
@@ -26,14 +23,13 @@ RankedSlice = tuple[float, int, str, int]
 
 
 def draw_run(folder: RunFolder, config: Config, store: Store, device: torch.device) -> None:
-    """figures/curves.png and, with the best weights on the validation split, figures/overlays.png."""
-    draw_curves(read_rows(folder.metrics), folder.figures / "curves.png")
+    """figures/overlays.png, with the best weights on the validation split; nothing where there are none yet."""
     if not folder.best_weights.is_file():
         return
     _, segmenter = load_best(folder, config)
     slices = split_slices(config, store, "val").of_cases(range(2))
     segmented = segment_cases(segmenter.to(device), store, slices, config, device)
-    seen = tqdm(segmented, "draw", total=len(slices.cases), unit="volume")
+    seen = counted(segmented, "draw", len(slices.cases), "volume")
     overlays = [overlay for case in seen for overlay in telling_slices(case)]
     draw_overlays(overlays, store.labels, folder.figures / "overlays.png")
 
@@ -88,27 +84,3 @@ def _ranked_slices(scored: Sequence[CaseScores], index: int) -> list[RankedSlice
         for z, counts in zip(case.z.tolist(), case.counts_ZR4[:, index].tolist(), strict=True)
     ]
     return sorted((2 * tp / (2 * tp + fp + fn), -fp - fn, case, z) for case, z, tp, fp, fn, _ in rows if tp + fp + fn)
-
-
-def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss over steps, Dice over steps, train and validation; nothing for no rows."""
-    if not rows:
-        return
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    loss, dice = figure.subplots(1, 2)
-    for split, style in (("train", {"alpha": 0.6, "linewidth": 1}), ("val", {"marker": "o", "markersize": 3})):
-        of_split = [row for row in rows if row["split"] == split]
-        steps = [row["step"] for row in of_split]
-        loss.plot(steps, [row["loss"] for row in of_split], label=split, **style)
-        for index, name in enumerate(rows[0]["dice"]):
-            values = [row["dice"][name] for row in of_split]
-            colour = LABEL_COLOURS[index % len(LABEL_COLOURS)]
-            dice.plot(
-                steps, [np.nan if v is None else v for v in values], color=colour, label=f"{name} {split}", **style
-            )
-    loss.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    dice.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
-    for axes in (loss, dice):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    save_figure(figure, path)

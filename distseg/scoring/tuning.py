@@ -2,18 +2,20 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from distseg.config import IGNORED_LABEL, Config
+from distseg.bars import counted
+from distseg.config import Config
 from distseg.data.store import open_store, split_slices
 from distseg.files import write_json
 from distseg.metrics import mean_defined, none_if_undefined, scores_from_counts
 from distseg.runs.folder import best_metadata, open_run
 from distseg.runs.trained import load_best
+from distseg.scoring.cases import counts_of_case
 from distseg.scoring.postprocessing import RULES, RegionRule, label_map, regions_by_width, rules_as_dict
 from distseg.scoring.segmenting import Rules, SegmentedCase, inference_device, segment_cases
 
@@ -46,7 +48,7 @@ def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()
     def mean_dice(candidates: Sequence[Rules], regions: Sequence[str], what: str) -> np.ndarray:
         """Of each candidate and region, [K, R], over the cases."""
         segmented = segment_cases(segmenter, opened, slices, config, device)
-        seen = tqdm(segmented, f"tune {what}", total=len(slices.cases), unit="volume")
+        seen = counted(segmented, f"tune {what}", len(slices.cases), "volume")
         dice_CKR = np.array([_dice(case, candidates, config, regions) for case in seen])
         return np.array(
             [[mean_defined(of_cases) for of_cases in of_rules.T.tolist()] for of_rules in dice_CKR.swapaxes(0, 1)]
@@ -84,17 +86,13 @@ def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()
 def _dice(segmented: SegmentedCase, candidates: Sequence[Rules], config: Config, regions: Sequence[str]) -> np.ndarray:
     """Of some regions of a case under each candidate, [K, R], as `distseg evaluate` scores it; NaN where it is undefined."""
     assert segmented.probability_RZYX is not None
-    valid_ZYX = segmented.truth_ZYX != IGNORED_LABEL
-    truths = [np.isin(segmented.truth_ZYX, config.regions[region]) for region in regions]
-    dice_KR = np.empty((len(candidates), len(regions)))
-    for k, rules in enumerate(candidates):
-        labels_ZYX = label_map(rules, segmented.probability_RZYX, config.regions)
-        for r, (region, truth_ZYX) in enumerate(zip(regions, truths, strict=True)):
-            mask_ZYX = np.isin(labels_ZYX, config.regions[region]) & valid_ZYX
-            tp, predicted, true = ((mask_ZYX & truth_ZYX).sum(), mask_ZYX.sum(), truth_ZYX.sum())
-            counts = (tp, predicted - tp, true - tp, 0)
-            dice_KR[k, r] = scores_from_counts(counts, config.evaluate.empty_masks)["dice"]
-    return dice_KR
+    wanted = {region: config.regions[region] for region in regions}
+    dice_KR = []
+    for rules in candidates:
+        mask_ZYX = label_map(rules, segmented.probability_RZYX, config.regions)
+        counts_R4 = counts_of_case(replace(segmented, mask_ZYX=mask_ZYX), wanted)
+        dice_KR.append([scores_from_counts(counts, config.evaluate.empty_masks)["dice"] for counts in counts_R4])
+    return np.array(dice_KR)
 
 
 def _candidates(wider: list[str]) -> Iterator[RegionRule]:

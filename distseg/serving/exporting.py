@@ -7,13 +7,14 @@ model/  model.pt | model.pt2 | model.onnx (metadata inside)  model.json (the sam
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from distseg import __version__
+from distseg.bars import counted
 from distseg.config import Config
 from distseg.data.store import open_store, split_slices
 from distseg.errors import DistsegError
@@ -24,9 +25,10 @@ from distseg.models.table import forward_cost
 from distseg.runs.folder import RunFolder, best_metadata
 from distseg.runs.trained import load_best, load_ensemble
 from distseg.scoring.cases import pooled_dice
-from distseg.scoring.postprocessing import RegionRule, rules_as_dict
+from distseg.scoring.postprocessing import RegionRule
 from distseg.scoring.segmenting import inference_device, segment_cases
-from distseg.serving.formats import DESCRIPTION, FORMATS, Format
+from distseg.serving.description import DESCRIPTION, Input, ModelDescription, Output
+from distseg.serving.formats import FORMATS, Format
 from distseg.serving.repository import write_repositories
 from distseg.serving.to_export import DEFAULT, MAX_DEPTH, ExportOptions, RunToExport, run_to_export
 from distseg.serving.verification import Differs, Sample, dice_of_samples, read_samples, verify
@@ -59,32 +61,32 @@ def write_export(wanted: RunToExport) -> dict[str, Any]:
     _settle_slices(whole, wanted.rules, config)
     samples, device = read_samples(config), inference_device()
     segmenter, precision = _in_chosen_precision(whole, format, options, samples, config)
-    described = describe(config, whole, wanted.folder) | {
-        "format": options.format,
-        "frozen": options.frozen,
-        "device": device.type if options.format == "pt2" else "any",
-        "precision": precision,
-        "ensemble": [str(path) for path in options.ensemble],
-        "postprocessing": rules_as_dict(wanted.rules),  # of whole volumes: `distseg predict` does it
-    }
-    if not format.any_size:
-        described["input"]["shape"][2:] = options.size
+    described = replace(
+        describe_model(config, whole, wanted.folder, () if format.any_size else options.size),
+        format=options.format,
+        frozen=options.frozen,
+        device=device.type if options.format == "pt2" else "any",
+        precision=precision,
+        ensemble=[str(path) for path in options.ensemble],
+        postprocessing=wanted.rules,  # of whole volumes: `distseg predict` does it
+    )
     if config.model.deep_supervision:
-        described["model"]["depth"] = options.depth or MAX_DEPTH
-        described["depths"] = describe_depths(wanted.folder, config)
+        named = {"encoder": config.model.encoder, "decoder": config.model.decoder}
+        model = named | {"depth": options.depth or MAX_DEPTH}
+        described = replace(described, model=model, depths=measure_depths(wanted.folder, config))
     try:
-        return _publish(wanted.out, segmenter, described, options, samples)
+        return _publish(wanted.out, segmenter, described, options, samples).as_dict()
     except Differs as error:
         if options.precision != "auto" or precision["weights"] == "float32":
             raise
         because = f"the file in {precision['weights']} {error.found}"
-    described["precision"] = {"weights": "float32", "because": because}
-    return _publish(wanted.out, whole, described, options, samples)
+    described = replace(described, precision={"weights": "float32", "because": because})
+    return _publish(wanted.out, whole, described, options, samples).as_dict()
 
 
 def _publish(
-    out: Path, segmenter: HuSegmenter, described: dict[str, Any], options: ExportOptions, samples: Sequence[Sample]
-) -> dict[str, Any]:
+    out: Path, segmenter: HuSegmenter, described: ModelDescription, options: ExportOptions, samples: Sequence[Sample]
+) -> ModelDescription:
     """Writes and verifies the file and what lies beside it; gives what is in model.json.
 
     Raises:
@@ -95,8 +97,8 @@ def _publish(
         path = aside / format.file
         WRITERS[options.format](segmenter, path, described, inference_device())
         verification = verify(segmenter, path, described, format.exact and not options.frozen, samples)
-        described = described | {"verification": verification, "sha256": sha256_of(path)}
-        write_json(aside / DESCRIPTION, described)
+        described = replace(described, verification=verification, sha256=sha256_of(path))
+        write_json(aside / DESCRIPTION, described.as_dict())
         if options.format == "torchscript":
             write_repositories(aside, described)
     return described
@@ -151,30 +153,37 @@ def _change_of_dice(before: float | None, after: float | None) -> float | None:
     return 1.0 if before is None or after is None else after - before
 
 
-def describe(config: Config, segmenter: HuSegmenter, folder: RunFolder) -> dict[str, Any]:
-    """What a user of the model has to know, and where it came from."""
+def describe_model(
+    config: Config, segmenter: HuSegmenter, folder: RunFolder, size: Sequence[int] = ()
+) -> ModelDescription:
+    """What a user of the model has to know, and where it came from.
+
+    Args:
+        config, segmenter, folder: of the run.
+        size: height and width of the slices that it takes; none: any.
+    """
     names, best = list(config.regions), best_metadata(folder)
-    return {
-        "distseg": __version__,
-        "torch": torch.__version__,
-        "input": {"name": "HU", "dtype": "int16", "shape": ["N", segmenter.n_slices, "H", "W"], "unit": "Hounsfield"},
-        "outputs": [
-            {"name": "MASK", "dtype": "uint8", "shape": ["N", 1, "H", "W"]},
-            {"name": "PROB", "dtype": "float32", "shape": ["N", len(names), "H", "W"]},
+    return ModelDescription(
+        distseg=__version__,
+        torch=torch.__version__,
+        input=Input(shape=["N", segmenter.n_slices, *(size or ("H", "W"))]),
+        outputs=[
+            Output("MASK", "uint8", ["N", 1, "H", "W"]),
+            Output("PROB", "float32", ["N", len(names), "H", "W"]),
         ],
-        "labels": json.loads(best.pop("labels")),
-        "regions": {name: list(labels) for name, labels in config.regions.items()},
-        "written_labels": {names[index]: label for index, label in write_order(config.regions)},
-        "windows_hu": [list(window) for window in config.data.windows_hu],
-        "image_size": segmenter.image_size,
-        "stride": segmenter.stride,
-        "thresholds": dict(zip(names, segmenter.thresholds, strict=True)),
-        "inside": {name: names[outer] for name, outer in zip(names, segmenter.outer, strict=True) if outer >= 0},
-        "test_time_augmentation": config.evaluate.tta,
-        "model": {"encoder": config.model.encoder, "decoder": config.model.decoder},
-        "weights_sha256": digest_of_weights(segmenter),
-        "training": {"config_sha256": sha256_of(folder.config), "best": best},
-    }
+        labels=json.loads(best.pop("labels")),
+        regions={name: list(labels) for name, labels in config.regions.items()},
+        written_labels={names[index]: label for index, label in write_order(config.regions)},
+        windows_hu=[list(window) for window in config.data.windows_hu],
+        image_size=segmenter.image_size,
+        stride=segmenter.stride,
+        thresholds=dict(zip(names, segmenter.thresholds, strict=True)),
+        inside={name: names[outer] for name, outer in zip(names, segmenter.outer, strict=True) if outer >= 0},
+        test_time_augmentation=config.evaluate.tta,
+        model={"encoder": config.model.encoder, "decoder": config.model.decoder},
+        weights_sha256=digest_of_weights(segmenter),
+        training={"config_sha256": sha256_of(folder.config), "best": best},
+    )
 
 
 def digest_of_weights(segmenter: HuSegmenter) -> str:
@@ -187,7 +196,7 @@ def digest_of_weights(segmenter: HuSegmenter) -> str:
     return digest.hexdigest()
 
 
-def describe_depths(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
+def measure_depths(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
     """What a deeply supervised Unet++ costs and scores when it is cut at each depth.
 
     Returns:
@@ -206,7 +215,7 @@ def describe_depths(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
         if opened is not None:
             device, slices = inference_device(), split_slices(config, opened, "val")
             segmented = segment_cases(segmenter.to(device), opened, slices, config, device)
-            seen = tqdm(segmented, f"depth {depth} of {MAX_DEPTH}", total=len(slices.cases), unit="volume")
+            seen = counted(segmented, f"depth {depth} of {MAX_DEPTH}", len(slices.cases), "volume")
             row["dice"] = pooled_dice(seen, config.regions)
         rows.append(row)
     return rows

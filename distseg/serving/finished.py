@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distseg.errors import DistsegError
-from distseg.serving.work import Task
+from distseg.serving.work import MaskTask
 from distseg.tables import append_rows, read_rows, write_rows
 
 NAME, TABLE = "predictions.jsonl", "volumes.csv"
@@ -30,7 +30,7 @@ class Finished:
         DistsegError: the folder holds files of these names that predict did not write, or that were changed since.
     """
 
-    def __init__(self, folder: Path, tasks: Sequence[Task], outputs: Sequence[Sequence[str]], made_by: str) -> None:
+    def __init__(self, folder: Path, tasks: Sequence[MaskTask], outputs: Sequence[Sequence[str]], made_by: str) -> None:
         self.path, self.made_by = folder / NAME, made_by
         self.lines: dict[str, dict[str, Any]] = {line["volume"]: line for line in read_rows(self.path)}
         changed = [task for task in tasks if task.name in self.lines and not self._is_whole(task)]
@@ -56,33 +56,33 @@ class Finished:
                 leftover.unlink()  # of a process that was killed
         self._write()  # whole again: a line that a kill cut short would swallow the next
 
-    def _tells_of(self, task: Task, name: str) -> bool:
+    def _tells_of(self, task: MaskTask, name: str) -> bool:
         """Whether a file is predict's own: of a volume that was begun, any may be."""
         line = self.lines.get(task.name)
         return line is not None and (not line["files"] or name in line["files"])
 
-    def __contains__(self, task: Task) -> bool:
+    def __contains__(self, task: MaskTask) -> bool:
         return task.name in self.lines and bool(self.lines[task.name]["files"])
 
-    def begin(self, task: Task) -> None:
+    def begin(self, task: MaskTask) -> None:
         """Notes a volume whose files are about to be written."""
         self._append({"volume": task.name, "made_of": self._made_of(task), "files": {}})
 
-    def add(self, task: Task, files: Sequence[Path], row: Mapping[str, Any]) -> None:
+    def add(self, task: MaskTask, files: Sequence[Path], row: Mapping[str, Any]) -> None:
         """Notes a volume whose files are written."""
         known = {path.name: _status(path) for path in files}
         self._append({"volume": task.name, "made_of": self._made_of(task), "files": known, "row": dict(row)})
 
-    def withdraw(self, task: Task) -> None:
+    def withdraw(self, task: MaskTask) -> None:
         """Forgets a volume that failed: none of its files is there."""
         del self.lines[task.name]
         self._write()
 
-    def rows(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    def rows(self, tasks: Sequence[MaskTask]) -> list[dict[str, Any]]:
         """Of volumes.csv, those that are done."""
         return [self.lines[task.name]["row"] for task in tasks if task in self]
 
-    def _is_whole(self, task: Task) -> bool:
+    def _is_whole(self, task: MaskTask) -> bool:
         """By sizes alone: a copy of the folder has other times."""
         line = self.lines[task.name]
         files = {self.path.with_name(name): size for name, (size, _) in line["files"].items()}
@@ -90,7 +90,7 @@ class Finished:
             return False
         return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
-    def _edited(self, task: Task) -> list[str]:
+    def _edited(self, task: MaskTask) -> list[str]:
         files = {self.path.with_name(name): status for name, status in self.lines[task.name]["files"].items()}
         return [path.name for path, status in files.items() if path.is_file() and _status(path) != status]
 
@@ -101,7 +101,7 @@ class Finished:
     def _write(self) -> None:
         write_rows(self.path, self.lines.values())
 
-    def _made_of(self, task: Task) -> str:
+    def _made_of(self, task: MaskTask) -> str:
         """A volume is known by its files' names, sizes and times: reading them all would take as long as the masks."""
         status = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in task.files]
         return hashlib.sha256(json.dumps([self.made_by, status]).encode()).hexdigest()

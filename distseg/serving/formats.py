@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-DESCRIPTION = "model.json"  # beside the file
-
 
 @dataclass(frozen=True)
 class Format:

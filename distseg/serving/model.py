@@ -2,21 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 import torch
 
 from distseg.errors import DistsegError
 from distseg.runs.folder import open_run
-from distseg.scoring.postprocessing import RegionRule, label_map, read_rules, rules_as_dict
+from distseg.scoring.postprocessing import label_map, read_rules
 from distseg.scoring.segmenting import Segmenter, segment_volume
 from distseg.serving import standalone
-from distseg.serving.formats import DESCRIPTION
+from distseg.serving.description import DESCRIPTION, ModelDescription, read_description
 from distseg.serving.source import exported_file, is_run
 
 # What a check of the file or its packing adds to the description: the masks are the same with and without.
@@ -24,23 +23,11 @@ NOT_IDENTITY = ("verification", "sha256")
 
 
 @dataclass(frozen=True)
-class Described:
-    """What a model's metadata must say for its masks to be read; they say more."""
-
-    labels: Mapping[str, int]
-    regions: Mapping[str, Sequence[int]]
-    """region -> its labels, in the order of the probabilities"""
-    weights_sha256: str
-    postprocessing: Mapping[str, RegionRule] | None = None
-    """rules of whole volumes; None: masks as the segmenter gives them"""
-
-
-@dataclass(frozen=True)
 class Model:
     segmenter: Segmenter
     device: torch.device
     """where the segmenter takes its slices"""
-    described: Described
+    described: ModelDescription
     identity: str
     """SHA-256 of all that its masks follow from"""
 
@@ -91,7 +78,10 @@ def open_model(source: Path, device: torch.device) -> Model:
         raise DistsegError(f"model {path}: not readable ({reason}); export it again") from None
     beside = path.with_name(DESCRIPTION)
     model = _model(path, segmenter, device, segmenter.metadata)
-    if beside.is_file() and _described(beside, _read_json(beside)).weights_sha256 != model.described.weights_sha256:
+    if (
+        beside.is_file()
+        and read_description(beside, _read_json(beside)).weights_sha256 != model.described.weights_sha256
+    ):
         raise DistsegError(f"model: got {beside}, which describes another file than {path.name}; export it again")
     return model
 
@@ -116,13 +106,12 @@ def open_server(url: str, probabilities: bool = True) -> Model:
 
 def _open_run(run: Path, device: torch.device) -> Model:
     from distseg.runs.trained import load_best  # these build the network: an exported file needs neither them nor timm
-    from distseg.serving.exporting import describe
+    from distseg.serving.exporting import describe_model
 
     folder, config = open_run(run)
     _, segmenter = load_best(folder, config)
-    metadata = describe(config, segmenter, folder)
-    metadata["postprocessing"] = rules_as_dict(read_rules(run))
-    return _model(run, segmenter.to(device), device, metadata)
+    described = replace(describe_model(config, segmenter, folder), postprocessing=read_rules(run))
+    return _model(run, segmenter.to(device), device, described.as_dict())
 
 
 def _read_json(path: Path) -> Any:
@@ -132,17 +121,8 @@ def _read_json(path: Path) -> Any:
         raise DistsegError(f"model: got {path}, damaged ({error}); export it again") from None
 
 
-def _described(source: Path | str, metadata: Any) -> Described:
-    try:
-        return pydantic.TypeAdapter(Described).validate_python(metadata)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "metadata"
-        raise DistsegError(f"model: got {source} with damaged {where} ({first['msg']}); export it again") from None
-
-
 def _model(source: Path | str, segmenter: Segmenter, device: torch.device, metadata: dict[str, Any]) -> Model:
-    described = _described(source, metadata)
+    described = read_description(source, metadata)
     telling = {key: value for key, value in metadata.items() if key not in NOT_IDENTITY}
     identity = hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()
     return Model(segmenter, device, described, identity)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from distseg.bars import Bar, say
 from distseg.data.dicom import read_dicom_series
 from distseg.data.file_kinds import is_nifti
 from distseg.data.nifti import read_nifti, write_on_grid
@@ -23,7 +23,7 @@ from distseg.files import locked
 from distseg.scoring.postprocessing import regions_by_width
 from distseg.serving.finished import TABLE, Finished
 from distseg.serving.model import Model
-from distseg.serving.work import Task, Work
+from distseg.serving.work import MaskTask, Work
 from distseg.tables import write_csv
 
 LUNG = "lung"  # the region that affected shares are of
@@ -69,7 +69,7 @@ class Predictor:
                 with locked(work.folder / ".predict.lock", f"output: got {work.folder}"):
                     self._predict_folder(work.folder, work.tasks)
 
-    def _predict_folder(self, folder: Path, tasks: Sequence[Task]) -> None:
+    def _predict_folder(self, folder: Path, tasks: Sequence[MaskTask]) -> None:
         identity = json.dumps([self.model.identity, asdict(self.options)])
         finished = Finished(folder, tasks, self._outputs(tasks), hashlib.sha256(identity.encode()).hexdigest())
         table = folder / TABLE
@@ -87,7 +87,7 @@ class Predictor:
             except DistsegError as error:
                 finished.withdraw(task)
                 failed.append(task.name)
-                tqdm.write(f"{count} {task.name}: failed: {error}", sys.stderr)
+                say(f"{count} {task.name}: failed: {error}", sys.stderr)
         write_csv(table, finished.rows(tasks))
         if failed:
             raise DistsegError(
@@ -95,10 +95,10 @@ class Predictor:
                 "what failed and run the same command again"
             )
 
-    def _outputs(self, tasks: Sequence[Task]) -> list[list[str]]:
+    def _outputs(self, tasks: Sequence[MaskTask]) -> list[list[str]]:
         """Names of each volume's files; refuses two of one name."""
         names = [[path.name for path in (*_beside(task, self.model, self.options), task.mask)] for task in tasks]
-        task_of: dict[str, Task] = {}
+        task_of: dict[str, MaskTask] = {}
         for task, name in ((task, name) for task, own in zip(tasks, names, strict=True) for name in own):
             if (other := task_of.setdefault(name, task)) is not task:
                 raise DistsegError(
@@ -106,7 +106,7 @@ class Predictor:
                 )
         return names
 
-    def _predict_volume(self, task: Task, read: Future[Read], count: str) -> tuple[list[Path], dict[str, Any]]:
+    def _predict_volume(self, task: MaskTask, read: Future[Read], count: str) -> tuple[list[Path], dict[str, Any]]:
         """From voxels to files and a line about them; gives the files and the row of volumes.csv."""
         volume, origin = read.result()
         if self.options.format == "dicom-seg":
@@ -114,26 +114,25 @@ class Predictor:
 
             check_series(task.files)
         start = time.perf_counter()
-        # A bar of its own where there is a terminal; elsewhere the line below is all that is seen.
-        bar = tqdm(total=len(volume.values_ZYX), desc=f"{count} {task.name}", unit="slice", leave=False, disable=None)
-        with bar:
+        # Where there is no terminal, the line below is all that is seen, unless it lasts.
+        with Bar(f"{count} {task.name}", len(volume.values_ZYX), "slice", brief=True) as bar:
             mask_ZYX, probability_RZYX = self.model.segment(volume.values_ZYX, self.batch_size, bar.update)
         files = _write(task, volume, mask_ZYX, probability_RZYX, self.model, self.options)
         found = measure(mask_ZYX, self.model.described.regions, volume.spacing_mm)
         elapsed_s = time.perf_counter() - start
-        tqdm.write(f"{count} {task.mask}: {describe(found)}; intensity {origin}, {elapsed_s:.1f} s")
+        say(f"{count} {task.mask}: {volumes_in_words(found)}; intensity {origin}, {elapsed_s:.1f} s")
         row = {"volume": task.name, "source": str(task.source), "mask": task.mask.name, "intensity": origin}
         return files, row | found
 
 
-def _beside(task: Task, model: Model, options: Options) -> list[Path]:
+def _beside(task: MaskTask, model: Model, options: Options) -> list[Path]:
     """What is written of a volume besides its mask: the probabilities of the regions in their order, the overlay."""
     endings = [f"_probability_{name}.nii.gz" for name in model.described.regions] if options.probabilities else []
     return [task.beside(ending) for ending in (*endings, *(["_overlay.png"] if options.overlay else []))]
 
 
 def _write(
-    task: Task, volume: Volume, mask_ZYX: np.ndarray, probability_RZYX: np.ndarray, model: Model, options: Options
+    task: MaskTask, volume: Volume, mask_ZYX: np.ndarray, probability_RZYX: np.ndarray, model: Model, options: Options
 ) -> list[Path]:
     """All files of a volume, the mask last; where it cannot be written, the others go again."""
     regions, beside = model.described.regions, _beside(task, model, options)
@@ -189,7 +188,7 @@ def measure(
     return found
 
 
-def describe(found: Mapping[str, float | None]) -> str:
+def volumes_in_words(found: Mapping[str, float | None]) -> str:
     """`lung 4210.3 ml, infection 312.2 ml (7.4 % of the lung)`."""
     parts = []
     for key, value in found.items():
@@ -200,7 +199,7 @@ def describe(found: Mapping[str, float | None]) -> str:
     return ", ".join(parts)
 
 
-def _read_ahead(tasks: Sequence[Task], intensity: str) -> Iterator[tuple[Task, Future[Read]]]:
+def _read_ahead(tasks: Sequence[MaskTask], intensity: str) -> Iterator[tuple[MaskTask, Future[Read]]]:
     """The volumes in order; a thread reads the next one while the caller works on the present one."""
     with ThreadPoolExecutor(1) as pool:
         following = [pool.submit(_read, task, intensity) for task in tasks[:1]]
@@ -211,15 +210,30 @@ def _read_ahead(tasks: Sequence[Task], intensity: str) -> Iterator[tuple[Task, F
             yield task, volume
 
 
-def _read(task: Task, intensity: str) -> Read:
+def _read(task: MaskTask, intensity: str) -> Read:
+    if not task.files:
+        raise DistsegError(f"input: got {task.source} without a DICOM file; each folder holds a series; move it away")
+    return in_hu(read_volume(task.source, task.files), intensity)
+
+
+def read_volume(source: Path, files: Sequence[Path]) -> Volume:
+    """A volume as it is stored: of one NIfTI file, or of the DICOM files of a series.
+
+    Args:
+        source: the NIfTI file, or what messages name.
+        files: of the series.
+
+    Raises:
+        DistsegError: it cannot be read.
+    """
     try:
-        if not task.files:
-            raise DistsegError(
-                f"input: got {task.source} without a DICOM file; each folder holds a series; move it away"
-            )
-        volume = read_nifti(task.source) if is_nifti(task.source) else read_dicom_series(task.files)
+        return read_nifti(source) if is_nifti(source) else read_dicom_series(files)
     except OSError as error:
-        raise DistsegError(f"volume {task.source}: not readable ({error.strerror}); check the path") from None
+        raise DistsegError(f"volume {source}: not readable ({error.strerror}); check the path") from None
+
+
+def in_hu(volume: Volume, intensity: str) -> Read:
+    """The volume with int16 HU for values, and where they came from; see `hounsfield`."""
     hu_ZYX, origin = hounsfield(volume, intensity)
     return replace(volume, values_ZYX=hu_ZYX), origin
 

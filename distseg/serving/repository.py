@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distseg.serving.description import ModelDescription
 
 MODEL_NAME = "distseg"
 METADATA = "distseg.json"  # among the parameters; standalone.py has its twin, whose torch `distseg serve --help` must not wait for
@@ -72,7 +74,7 @@ model_warmup {{
 """
 
 
-def write_repositories(out: Path, described: Mapping[str, Any]) -> None:
+def write_repositories(out: Path, described: "ModelDescription") -> None:
     """Writes both repositories beside the model.
 
     Args:
@@ -87,7 +89,7 @@ def write_repositories(out: Path, described: Mapping[str, Any]) -> None:
     shutil.copyfile(Path(__file__).with_name("python_backend.py"), python / "model.py")
 
 
-def config_text(described: Mapping[str, Any], backend: str, warm_up_batches: tuple[int, ...]) -> str:
+def config_text(described: "ModelDescription", backend: str, warm_up_batches: tuple[int, ...]) -> str:
     """A model's config.pbtxt.
 
     Args:
@@ -95,15 +97,16 @@ def config_text(described: Mapping[str, Any], backend: str, warm_up_batches: tup
         backend: the part that only this backend has.
         warm_up_batches: executed before the model is said to be ready.
     """
-    n_slices = described["input"]["shape"][1]
+    assert described.input is not None
+    n_slices = described.input.shape[1]
     common = COMMON.format(
         name=MODEL_NAME,
         max_batch=MAX_BATCH,
         n_slices=n_slices,
-        n_regions=len(described["regions"]),
+        n_regions=len(described.regions),
         preferred=", ".join(map(str, PREFERRED_BATCHES)),
         metadata_key=METADATA,
-        metadata=json.dumps(json.dumps(described)),  # ASCII; a JSON string is a string of the text format
+        metadata=json.dumps(described.as_json()),  # ASCII; a JSON string is a string of the text format
     )
     warm_up = [
         WARM_UP.format(batch=batch, calls=WARM_UP_CALLS, n_slices=n_slices, side=WARM_UP_SIDE)

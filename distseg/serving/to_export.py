@@ -11,7 +11,8 @@ from distseg.files import is_free
 from distseg.packages import require
 from distseg.runs.folder import RunFolder, check_members, open_run
 from distseg.scoring.postprocessing import RegionRule, read_rules
-from distseg.serving.formats import DESCRIPTION, FORMATS, Format
+from distseg.serving.description import DESCRIPTION
+from distseg.serving.formats import FORMATS, Format
 from distseg.serving.repository import PYTHON_REPOSITORY, PYTORCH_REPOSITORY
 
 MAX_DEPTH = 4  # of Unet++ on five encoder levels

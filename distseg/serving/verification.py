@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from distseg.bars import counted
 from distseg.config import AIR_HU, Config
 from distseg.data.store import Case, open_store, split_slices
 from distseg.errors import DistsegError
@@ -25,6 +25,7 @@ from distseg.models.segmenter import HuSegmenter
 from distseg.scoring.cases import pooled_dice
 from distseg.scoring.segmenting import SegmentedCase, inference_device, with_neighbours
 from distseg.serving import standalone
+from distseg.serving.description import ModelDescription
 
 # Batch, height, width: batch 1 and 3, odd, smaller than the stride, not square. A trace is made at another shape.
 CHECKED_SHAPES = ((1, 512, 512), (3, 256, 256), (1, 63, 101), (3, 37, 224), (2, 17, 9), (1, 1, 1))
@@ -94,7 +95,7 @@ def dice_of_samples(segmenter: HuSegmenter, samples: Sequence[Sample], config: C
     segmenter = copy.deepcopy(segmenter).to(device)
 
     def segmented() -> Iterator[SegmentedCase]:
-        for sample in tqdm(samples, "measure Dice", unit="volume"):
+        for sample in counted(samples, "measure Dice", len(samples), "volume"):
             parts = [segmenter(part.to(device))[0] for part in sample.hu_NCHW.split(config.evaluate.batch_size)]
             mask_ZYX = torch.cat(parts)[:, 0].cpu().numpy()
             middle = sample.hu_NCHW[:, segmenter.n_slices // 2].numpy()
@@ -104,13 +105,13 @@ def dice_of_samples(segmenter: HuSegmenter, samples: Sequence[Sample], config: C
 
 
 def verify(
-    segmenter: HuSegmenter, path: Path, metadata: Mapping[str, Any], exact: bool, samples: Sequence[Sample]
+    segmenter: HuSegmenter, path: Path, described: ModelDescription, exact: bool, samples: Sequence[Sample]
 ) -> dict[str, Any]:
     """Compares a file with the eager model, on random slices of several shapes and on real ones.
 
     Args:
         segmenter: the eager model.
-        path, metadata: the file.
+        path, described: the file.
         exact: whether it runs the eager model's kernels.
         samples: real slices; none: random ones alone.
 
@@ -121,10 +122,11 @@ def verify(
         Differs: by more than is accepted.
         DistsegError: the file does not run.
     """
-    accepted = EXACT if exact else COMPILED[metadata["precision"]["weights"]]
-    size = [length for length in metadata["input"]["shape"][2:] if isinstance(length, int)]
+    assert described.input is not None and described.precision is not None
+    accepted = EXACT if exact else COMPILED[described.precision["weights"]]
+    size = [length for length in described.input.shape[2:] if isinstance(length, int)]
     inputs = [*_random_slices(segmenter.n_slices, size), *_real_slices(samples, size)]
-    device = torch.device("cpu" if metadata["device"] == "any" else metadata["device"])
+    device = torch.device("cpu" if described.device in (None, "any") else described.device)
     answers = _run_without_distseg(path, [hu_NCHW for _, hu_NCHW in inputs], device)
     eager = copy.deepcopy(segmenter).to(device)
     checks = []

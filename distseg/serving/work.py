@@ -7,11 +7,11 @@ from pathlib import Path
 from distseg.data.file_kinds import SUFFIXES, is_dicom, is_nifti, nifti_stem
 from distseg.errors import DistsegError
 
-FORMATS = {"nifti": SUFFIXES, "dicom-seg": (".dcm",)}
+MASK_FORMATS = {"nifti": SUFFIXES, "dicom-seg": (".dcm",)}
 
 
 @dataclass(frozen=True)
-class Task:
+class MaskTask:
     """One volume and the file of its mask."""
 
     files: tuple[Path, ...]
@@ -32,7 +32,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Work:
-    tasks: tuple[Task, ...]
+    tasks: tuple[MaskTask, ...]
     folder: Path | None
     """that the masks of a folder of volumes go to; None for a single volume"""
 
@@ -43,7 +43,7 @@ def find_work(source: Path, out: Path, file_format: str) -> Work:
     Args:
         source: NIfTI file, DICOM file, or folder of NIfTI files, of the files of one series or of the series' folders.
         out: a mask's file or a folder for it; for a folder of volumes, a folder.
-        file_format: one of `FORMATS`.
+        file_format: one of `MASK_FORMATS`.
 
     Raises:
         DistsegError: nothing to read, several kinds of input in one folder, or `out` does not fit.
@@ -59,14 +59,14 @@ def find_work(source: Path, out: Path, file_format: str) -> Work:
         return Work(_tasks_in(volumes, out, file_format), out)
     ((volume, files),) = volumes.items()
     mask = out / _mask_name(volume, file_format) if out.is_dir() else out
-    if not mask.name.endswith(FORMATS[file_format]):
-        endings = " or ".join(FORMATS[file_format])
+    if not mask.name.endswith(MASK_FORMATS[file_format]):
+        endings = " or ".join(MASK_FORMATS[file_format])
         raise DistsegError(f"output: got {out}; a mask's name must end in {endings}; rename it, or give a folder")
     if mask.exists() and mask.samefile(volume):
         raise DistsegError(f"output: got {mask}, the volume itself; it would be lost; choose another")
     if mask.exists() and mask != out:
         raise DistsegError(f"output: got {out}, which holds {mask.name}; give the name of the file to replace it")
-    return Work((Task(files, volume, mask),), None)
+    return Work((MaskTask(files, volume, mask),), None)
 
 
 def _volumes(source: Path) -> tuple[dict[Path, tuple[Path, ...]], bool]:
@@ -97,14 +97,14 @@ def _dicom_files(folder: Path) -> tuple[Path, ...]:
     return tuple(path for path in sorted(folder.iterdir()) if is_dicom(path))
 
 
-def _tasks_in(volumes: dict[Path, tuple[Path, ...]], out: Path, file_format: str) -> tuple[Task, ...]:
-    if out.is_file() or out.name.endswith(FORMATS[file_format]):
+def _tasks_in(volumes: dict[Path, tuple[Path, ...]], out: Path, file_format: str) -> tuple[MaskTask, ...]:
+    if out.is_file() or out.name.endswith(MASK_FORMATS[file_format]):
         raise DistsegError(f"output: got file {out} for a folder of volumes; it must be a folder")
     seen: dict[str, Path] = {}
     for path in volumes:
         if (other := seen.setdefault(_stem(path), path)) is not path:
             raise DistsegError(f"input: got {other.name} and {path.name}; their masks would have one name; rename one")
-    return tuple(Task(files, path, out / _mask_name(path, file_format)) for path, files in volumes.items())
+    return tuple(MaskTask(files, path, out / _mask_name(path, file_format)) for path, files in volumes.items())
 
 
 def _mask_name(volume: Path, file_format: str) -> str:

@@ -15,6 +15,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_WISH_S = 1.0
 
 
+class Interrupted(Exception):
+    """A signal that all ranks know of: what is done is to be saved, and the run to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
 class Interruption:
     """Within it, signals are noted, and all ranks learn of them in the same step.
 

@@ -22,15 +22,18 @@ LOST = re.compile(
 
 
 class Watch:
-    """Writes RUN/stacks/rank<r>.txt when no step ends for most of the timeout; the file goes with a clean end."""
+    """Within it, writes RUN/stacks/rank<r>.txt when no step ends for most of the timeout; the file goes with a clean end."""
 
     def __init__(self, stacks: Path, rank: int, timeout_s: float) -> None:
         self.path = stacks / f"rank{rank}.txt"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.after_s = SHARE_OF_TIMEOUT * timeout_s
         self.phase = "start"
-        self._file = self.path.open("w")
         self._started_s = -math.inf
+
+    def __enter__(self) -> "Watch":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w")
+        return self
 
     def begin(self, phase: str) -> None:
         """A new phase: the time until the stacks are written starts again, to a fiftieth of it."""
@@ -40,7 +43,7 @@ class Watch:
             faulthandler.dump_traceback_later(self.after_s, file=self._file)
             self._started_s = now
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
         if self.path.stat().st_size == 0:

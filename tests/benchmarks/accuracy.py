@@ -92,10 +92,10 @@ def make_store(args: argparse.Namespace) -> Store:
     if not (root / "store.json").is_file():
         source = args.source or args.work / "phantom"
         if args.source is None:
-            run("distseg.phantom", str(source), "--cases", "3", "--size", "64", "--slices", "8")
-        run("distseg.prepare", str(source), str(root), "--folds", "2")
+            run("distseg", "phantom", str(source), "--cases", "3", "--size", "64", "--slices", "8")
+        run("distseg", "prepare", str(source), str(root), "--folds", "2")
         patients = len({case.patient for case in open_store(root).cases})
-        run("distseg.prepare", str(source), str(root), "--folds", str(patients))
+        run("distseg", "prepare", str(source), str(root), "--folds", str(patients))
     return open_store(root)
 
 
@@ -116,7 +116,7 @@ def train_ours(out: Path, store: Store, fold: int, weights: Path, args: argparse
         speeds = [row["slices_per_s"] for row in log if row["split"] == "train"][CALIBRATION_STEPS // 3 :]
         steps = max(CALIBRATION_STEPS, int(args.minutes * 60 * float(np.mean(speeds)) / BATCH))
     run("distseg.train", *words, f"train.max_steps={steps}", f"output_dir={out}")
-    run("distseg.evaluate", str(out))
+    run("distseg", "evaluate", str(out))
 
 
 def train_peer(
@@ -142,7 +142,7 @@ def train_peer(
     for case in store.cases_of("val", fold):
         hu_ZYX, _ = store.read_case(case)
         write_labels(masks / f"{case.id}.nii.gz", peer.label(hu_ZYX, case.spacing_mm), case.spacing_mm)
-    run("distseg.evaluate", str(masks), "--store", str(store.root), f"data.fold={fold}")
+    run("distseg", "evaluate", str(masks), "--store", str(store.root), f"data.fold={fold}")
     (masks / "eval").rename(out / "eval")
 
 

@@ -510,8 +510,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def phantom_store(root: Path, size: int, n_slices: int) -> Path:
     """A store of six phantoms: five train, one validates."""
-    from distseg.data.phantom import write_phantom
-    from distseg.data.prepare import FoldRule, prepare_store
+    from distseg.data.preparing import FoldRule, prepare_store
+    from distseg.phantoms.case import write_phantom
 
     write_phantom(root / "source", cases=6, seed=0, size=size, n_slices=n_slices)
     prepare_store(root / "source", root / "store", FoldRule(n_folds=6), workers=WORKERS)

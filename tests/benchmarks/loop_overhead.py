@@ -25,14 +25,15 @@ import torch
 from report import print_result, print_table, print_versions
 
 import distseg.train
-from distseg.config import Config, load_config
-from distseg.data.phantom import write_phantom
-from distseg.data.prepare import FoldRule, prepare_store
+from distseg.config import Config
+from distseg.config_files import load_config
+from distseg.data.preparing import FoldRule, prepare_store
 from distseg.errors import positive_int
 from distseg.kernels import region_bits
 from distseg.losses import build_loss
 from distseg.models.network import build_model
 from distseg.optim import build_optimizer
+from distseg.phantoms.case import write_phantom
 from distseg.training.loop import Trainer
 from distseg.training.step_log import StepLog
 

@@ -69,8 +69,8 @@ def main() -> None:
 
 def make_store(work: Path, quick: bool) -> Path:
     size, cases = (64, 4) if quick else (192, 12)
-    run("distseg.phantom", str(work / "phantom"), "--cases", str(cases), "--size", str(size))
-    run("distseg.prepare", str(work / "phantom"), str(work / "store"), "--holdout", "0.4")
+    run("distseg", "phantom", str(work / "phantom"), "--cases", str(cases), "--size", str(size))
+    run("distseg", "prepare", str(work / "phantom"), str(work / "store"), "--holdout", "0.4")
     return work / "store"
 
 
@@ -94,7 +94,7 @@ def train_and_score(out: Path, store: Path, settings: list[str]) -> dict:
     start = time.perf_counter()
     run("distseg.train", *config, *settings, f"data.store={store}", "data.num_threads=2", f"output_dir={out}")
     seconds = time.perf_counter() - start
-    run("distseg.evaluate", str(out))
+    run("distseg", "evaluate", str(out))
     return json.loads((out / "eval/val/summary.json").read_text()) | {"seconds": seconds}
 
 

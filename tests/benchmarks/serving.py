@@ -156,8 +156,8 @@ def make_run(work: Path, args: argparse.Namespace) -> Path:
 
 
 def make_tiny_store(work: Path) -> Path:
-    run_module("distseg.phantom", str(work / "phantom"), "--cases", "3", "--size", "64", "--slices", "8")
-    run_module("distseg.prepare", str(work / "phantom"), str(work / "store"), "--folds", "3")
+    run_module("distseg", "phantom", str(work / "phantom"), "--cases", "3", "--size", "64", "--slices", "8")
+    run_module("distseg", "prepare", str(work / "phantom"), str(work / "store"), "--folds", "3")
     return work / "store"
 
 

@@ -84,8 +84,8 @@ def measure(size: Size) -> Measured:
 
 def make_store(work: Path, size: Size) -> None:
     """More training slices than a run uses: no epoch ends, nothing is saved between steps that count."""
-    from distseg.data.phantom import write_phantom
-    from distseg.data.prepare import FoldRule, prepare_store
+    from distseg.data.preparing import FoldRule, prepare_store
+    from distseg.phantoms.case import write_phantom
 
     n_slices = size.batch * size.steps  # of a case; at least two of the six train, two ranks share them
     write_phantom(work / "phantom", cases=6, seed=0, size=size.image_size, n_slices=n_slices)

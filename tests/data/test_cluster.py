@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from distseg.data.prepare import FoldRule, prepare_store
+from distseg.data.preparing import FoldRule, prepare_store
 from distseg.errors import DistsegError
 from tests.conftest import wait_until
 

@@ -25,7 +25,7 @@ from pydicom.uid import (
 
 from distseg.data.dicom import on_grid, read_dicom_series, read_patient_id, read_segmentation
 from distseg.data.file_kinds import is_dicom
-from distseg.data.prepare import FoldRule, prepare_store
+from distseg.data.preparing import FoldRule, prepare_store
 from distseg.errors import DistsegError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

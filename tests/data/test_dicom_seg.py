@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 from distseg.data.dicom import on_grid, read_dicom_series, read_segmentation
 from distseg.data.dicom_seg import own_code, write_segmentation
 from distseg.errors import DistsegError
+from distseg.pictures import LABEL_COLOURS
 from tests.data.test_dicom import AXIAL, CORONAL, HU_ZYX, SAGITTAL, SPACING_MM, write_enhanced, write_series
 
 REGIONS = {"lung": (1, 2), "infection": (2,)}
@@ -54,6 +55,15 @@ def test_segments_reference_their_slices_and_say_what_they_are(tmp_path: Path) -
     assert (algorithm.name, algorithm.parameters) == ("distseg", {"weights_sha256": WEIGHTS})
     assert segmentation.SeriesDescription == "distseg: lung, infection" and segmentation.PatientID == "patient 7"
     assert segmentation.SegmentationType == "BINARY" and segmentation.StudyInstanceUID == images[0].StudyInstanceUID
+
+
+def test_viewers_show_a_segment_in_the_colour_of_its_pictures(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series")
+    regions = {"lung": (1, 2), "infection": (2,), "crazy paving": (12,)}
+    write_segmentation(tmp_path / "seg.dcm", LABEL_ZYX, files, regions, WEIGHTS)
+    for segment, label in zip(pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence, (1, 2, 12), strict=True):
+        shown = hd.color.CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue)
+        assert "#{:02x}{:02x}{:02x}".format(*shown.to_rgb()) == LABEL_COLOURS[label - 1]
 
 
 def test_a_region_of_another_name_has_a_code_of_our_own(tmp_path: Path) -> None:

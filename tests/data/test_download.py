@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from distseg import download as command
+from distseg.commands import download as command
 from distseg.data import download
-from distseg.data.download import Record, download_record
 from distseg.data.layouts import find_source
+from distseg.data.records import Record, download_record
 from distseg.errors import DistsegError
 
 FOLDERS = ("COVID-19-CT-Seg_20cases", "Lung_Mask", "Infection_Mask", "Lung_and_Infection_Mask")
@@ -206,7 +206,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(
     run_command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     out, name = tmp_path / "out", "COVID-19-CT-Seg_20cases.zip"
-    words = [sys.executable, "-m", "distseg.download", "zenodo-3757476", str(out), "--url", server.url]
+    words = [sys.executable, "-m", "distseg", "download", "zenodo-3757476", str(out), "--url", server.url]
     failed = run_command("bash", "-c", f"ulimit -f 8; {shlex.join(words)} 2>&1 >/dev/null", ok=False)  # 8 KiB a file
     assert failed.returncode == 1
     assert re.match(f"error: output {out}: got File too large; .*make room", failed.stdout.splitlines()[-1])
@@ -220,7 +220,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(
 def test_a_killed_download_goes_on_in_the_next_run(server: Server, files: dict[str, bytes], tmp_path: Path) -> None:
     server.pause_s = 0.01
     out, name = tmp_path / "out", "COVID-19-CT-Seg_20cases.zip"
-    words = [sys.executable, "-m", "distseg.download", "zenodo-3757476", str(out), "--url", server.url]
+    words = [sys.executable, "-m", "distseg", "download", "zenodo-3757476", str(out), "--url", server.url]
     running = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     part = out / f".download-{name}"
     while not (part.exists() and part.stat().st_size > 0):

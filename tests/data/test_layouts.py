@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from distseg.data.layouts import find_source, patient_of
-from distseg.data.prepare import FoldRule, prepare_store
+from distseg.data.preparing import FoldRule, prepare_store
 from distseg.data.store import Store, open_store
 from distseg.errors import DistsegError
 

@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from distseg.data.phantom import PhantomCase, make_case, write_phantom
+from distseg.commands.phantom import main
 from distseg.errors import DistsegError
-from distseg.phantom import main
+from distseg.phantoms.case import PhantomCase, make_case, write_phantom
 
 SIZE, SLICES, SEED = 96, 20, 0
 FOLDERS = ("COVID-19-CT-Seg_20cases", "Lung_Mask", "Infection_Mask", "Lung_and_Infection_Mask")
@@ -160,7 +160,7 @@ def test_a_failure_half_way_leaves_nothing_behind(tmp_path, monkeypatch):
             raise OSError("disk full")
         return make_case(seed, index, size, n_slices)
 
-    monkeypatch.setattr("distseg.data.phantom.make_case", stop_at_the_second)
+    monkeypatch.setattr("distseg.phantoms.case.make_case", stop_at_the_second)
     with pytest.raises(OSError, match="disk full"):
         write_phantom(tmp_path / "set", 2, SEED, 64, 8)
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from distseg.data.prepare import FoldRule, foreground_positions, prepare_store
+from distseg.data.preparing import FoldRule, foreground_positions, prepare_store
 from distseg.data.store import Store, damaged_files, open_store
 from distseg.errors import DistsegError
 
@@ -88,7 +88,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_store_as_it_was(source: Path
     for name in ("phantom_001", "phantom_002"):
         rewrite(source / "Infection_Mask" / f"{name}.nii.gz", lambda values, affine: (values * 0, affine))
     # The system refuses to write more than 5 kB to a file, as it does on a full disk; a slice has 8 kB.
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); from distseg.prepare import main; sys.exit(main())"
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); from distseg.commands.prepare import main; sys.exit(main())"
     words = [sys.executable, "-c", limited, str(source), str(tmp_path / "store"), "--folds", "3"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1 and "error: store: cannot write" in done.stderr and "free some space" in done.stderr
@@ -108,8 +108,8 @@ def test_a_second_prepare_of_the_same_store_is_refused_while_one_runs(source: Pa
 
 def test_a_killed_prepare_takes_its_workers_and_its_lock_along(source: Path, tmp_path: Path) -> None:
     slow = (
-        "import sys, time, distseg.data.prepare as p; p.read_image = lambda source: (print('reading', flush=True), time.sleep(600));"
-        "from distseg.prepare import main; sys.exit(main())"
+        "import sys, time, distseg.data.preparing as p; p.read_image = lambda source: (print('reading', flush=True), time.sleep(600));"
+        "from distseg.commands.prepare import main; sys.exit(main())"
     )
     words = [sys.executable, "-c", slow, str(source), str(tmp_path / "store"), "--folds", "3", "--workers", "2"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL) as running:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from distseg.commands.models import main
 from distseg.config import ModelConfig
-from distseg.model_table import main
 from distseg.models.network import build_model
 from distseg.models.table import GRID, forward_cost, pair_cost
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distseg.config import config_as_yaml, load_config
+from distseg.config_files import config_as_yaml, load_config
 from distseg.errors import DistsegError
 from distseg.models.network import build_model
 from distseg.runs.folder import RunFolder

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from distseg.config import Config, load_config
+from distseg.config import Config
+from distseg.config_files import load_config
 from distseg.data.store import Case
 from distseg.scoring.cases import (
     BINS,

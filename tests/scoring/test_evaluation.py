@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from distseg.config import load_config
+from distseg.config_files import load_config
 from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import locked, write_json

@@ -18,7 +18,7 @@ import torch
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from torch import nn
 
-from distseg import predict
+from distseg.commands import predict
 from distseg.data.nifti import read_nifti
 from distseg.data.volume import hounsfield
 from distseg.models.segmenter import HuSegmenter

@@ -14,14 +14,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from distseg.config import load_config
+from distseg.commands.export import main
+from distseg.config_files import load_config
 from distseg.errors import DistsegError
-from distseg.export import main
 from distseg.models.segmenter import HuSegmenter
 from distseg.runs.folder import open_run
 from distseg.runs.trained import load_best
 from distseg.scoring.postprocessing import RULES, RegionRule, rules_as_dict
-from distseg.serving import artefact, verification
+from distseg.serving import exporting, verification
 from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.formats import FORMATS
 from distseg.serving.model import open_model
@@ -95,7 +95,7 @@ def test_a_file_that_disagrees_is_not_published(
         honest(segmenter, *rest)
         segmenter.low_hu = [low + 400 for low in segmenter.low_hu]
 
-    monkeypatch.setitem(artefact.WRITERS, "torchscript", another_window)
+    monkeypatch.setitem(exporting.WRITERS, "torchscript", another_window)
     with pytest.raises(DistsegError, match="the file differs from the eager model at shape"):
         export_run(small_run, tmp_path / "model", FLOAT32)
     assert list(tmp_path.iterdir()) == []
@@ -156,9 +156,9 @@ def test_a_region_without_a_dice_does_not_count_as_kept(
 ) -> None:
     config = open_run(small_run)[1]
     found = iter([dict(zip(("lung", "infection"), dice, strict=True)) for dice in (before, after)])
-    monkeypatch.setattr(artefact, "dice_of_samples", lambda *_: next(found))
+    monkeypatch.setattr(exporting, "dice_of_samples", lambda *_: next(found))
     whole, samples = load_best(*open_run(small_run))[1], read_samples(config)
-    _, precision = artefact._in_chosen_precision(whole, FORMATS["torchscript"], ExportOptions(), samples, config)
+    _, precision = exporting._in_chosen_precision(whole, FORMATS["torchscript"], ExportOptions(), samples, config)
     assert precision["weights"] == weights and because in precision.get("because", "")
 
 

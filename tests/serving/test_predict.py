@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from pydicom.uid import CTImageStorage
 
+from distseg.commands.predict import main, parse_arguments
 from distseg.data.dicom import on_grid, read_dicom_series, read_segmentation
 from distseg.data.nifti import read_nifti
 from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import locked, write_json
-from distseg.predict import main, parse_arguments
 from distseg.scoring.evaluation import evaluate_run
 from distseg.scoring.postprocessing import RULES, RegionRule, label_map, read_rules, rules_as_dict
 from distseg.scoring.segmenting import segment_volume
@@ -260,7 +260,7 @@ def test_a_kill_leaves_whole_files_and_the_same_command_goes_on(model: Path, pha
     for index in range(6):
         shutil.copy(phantom / VOLUME, tmp_path / "in" / f"v{index:02d}.nii.gz")
     out, done = tmp_path / "out", tmp_path / "out" / "predictions.jsonl"
-    words = [sys.executable, "-m", "distseg.predict", model, tmp_path / "in", out, "--overlay"]
+    words = [sys.executable, "-m", "distseg", "predict", model, tmp_path / "in", out, "--overlay"]
     process = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL)
     while not (done.is_file() and done.read_text().count('"row"') >= 2):
         assert process.poll() is None

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ import pytest
 import torch
 import yaml
 
-from distseg import predict
+from distseg.commands import predict
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside
 from distseg.serving.client import RemoteSegmenter
 from distseg.serving.repository import write_repositories
 from distseg.serving.server import Endpoints, find_installation, free_endpoints, running_server
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_until
 from tests.serving.malformed_requests import (
     GRPC_KINDS,
     HTTP_KINDS,
@@ -114,8 +114,9 @@ def test_a_batch_beyond_the_servers_goes_in_parts_and_the_metadata_is_the_files(
     assert remote.n_slices == 1 and remote.metadata == json.loads((model / "model.json").read_text())
 
 
-def settled(counters: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What Triton has counted once it counts no more: it answers a request before it counts it."""
+def settled(counters: Callable[[], dict[str, Any]], least: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """What Triton has counted once it counts no more, and at least so much: it answers a request before it counts it."""
+    wait_until(lambda: all(counters()[name] >= value for name, value in (least or {}).items()), "Triton's counters", 60)
     seen = counters()
     while True:
         time.sleep(0.5)
@@ -140,7 +141,8 @@ def test_requests_of_many_clients_run_together_and_each_gets_its_own_answer(
     before = settled(lambda: statistics(server))
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda hu_BCHW: RemoteSegmenter(server.grpc)(hu_BCHW), requests))
-    after = settled(lambda: statistics(server))
+    count = "inference_count"
+    after = settled(lambda: statistics(server), {count: before[count] + len(requests)})
     assert after["inference_count"] - before["inference_count"] == len(requests)
     assert after["execution_count"] - before["execution_count"] < len(requests)
     for hu_BCHW, (mask, probability) in zip(requests, answers, strict=True):
@@ -163,7 +165,8 @@ def metrics(server: Endpoints) -> dict[str, float]:
 def test_metrics_count_what_was_executed(server: Endpoints) -> None:
     before = settled(lambda: metrics(server))
     RemoteSegmenter(server.grpc)(slices(3, 1, 8, 8))
-    after = settled(lambda: metrics(server))
+    succeeded = "nv_inference_request_success"
+    after = settled(lambda: metrics(server), {succeeded: before[succeeded] + 1})
     for name, more in (("request_success", 1), ("count", 3), ("exec_count", 1)):
         assert after[f"nv_inference_{name}"] == before[f"nv_inference_{name}"] + more
 

@@ -10,7 +10,7 @@ import torch
 
 from distseg.losses import BceDiceLoss
 from distseg.training import loop
-from distseg.training.strategy import DataParallel
+from distseg.training.data_parallel import DataParallel
 
 
 def nan_logits(steps: set[int], rank: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from distseg.config import load_config
+from distseg.config_files import load_config
 from distseg.errors import DistsegError
 from distseg.files import sha256_of, write_json
 from distseg.ranks import check_world
@@ -86,7 +86,6 @@ def test_the_best_weights_and_the_tables_of_a_run_are_there(small_run: Path) -> 
         "config.yaml",
         "environment.json",
         "best/weights.safetensors",
-        "figures/curves.png",
         "figures/overlays.png",
     ):
         assert (small_run / name).stat().st_size > 0
@@ -168,7 +167,7 @@ def test_parameters_that_differ_are_found(tmp_path: Path) -> None:
 def differing_rank(rank: int, rendezvous: str) -> None:
     import torch.distributed as dist
 
-    from distseg.training.strategy import check_same_parameters
+    from distseg.ranks import check_same_parameters
 
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     layer = nn.Linear(2, 2)

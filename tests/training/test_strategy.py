@@ -1,5 +1,6 @@
 """DDP, DeepSpeed ZeRO-0 to 3 and FSDP2 take the same steps, and go on from each other's checkpoints."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import torch
 
 from distseg.config import Config
 from distseg.errors import DistsegError
+from distseg.ranks import connect_ranks, strategy_of_launch
 from distseg.tables import read_rows
-from distseg.training.strategy import strategy_of_launch, zero_settings
+from distseg.training.zero import zero_settings
 from tests.conftest import LAUNCHES, SMALL
+from tests.warm import run_function
 
 Run = Callable[..., Any]
 # Float32 rounding, amplified by a fresh network and Adam: 3e-6 was seen after four steps.
@@ -61,12 +64,17 @@ def test_bfloat16_trains_under_every_strategy(store: Path, tmp_path: Path, run_r
         assert values == pytest.approx(found["ddp"], abs=0.02)
 
 
-def test_the_launch_says_which_strategy_and_accelerate_forgets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def connected_under(_rank: int, strategy: str, out: Path) -> None:
+    os.environ[f"ACCELERATE_USE_{strategy.upper()}"] = "true"
+    assert strategy_of_launch() == strategy_of_launch() == strategy
+    connect_ranks(Config(output_dir=str(out)))
     assert strategy_of_launch() == "ddp"
-    for name in ("fsdp", "deepspeed"):
-        monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
-        assert strategy_of_launch() == name
-        assert strategy_of_launch() == "ddp"
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_the_launch_says_which_strategy_until_ranks_are_connected(strategy: str, tmp_path: Path) -> None:
+    assert strategy_of_launch() == "ddp"
+    run_function(1, connected_under, strategy, tmp_path)
 
 
 def test_deepspeed_is_told_what_launch_and_config_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -104,7 +112,7 @@ def test_one_process_trains_under_fsdp2_and_is_told_of_a_stage_that_there_is_not
 
 
 def test_optimizer_numbers_are_not_shared_by_parameters() -> None:
-    from distseg.training.strategy import like
+    from distseg.training.tensors import like
 
     step = torch.tensor(3.0)
     assert like(torch.zeros(2), step) is not step

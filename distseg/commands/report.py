@@ -1,15 +1,20 @@
 """One self-contained HTML page about a run or a study: `distseg report RUN|STUDY` writes report.html there (opens offline)."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from distseg.commands.arguments import command_parser
 from distseg.errors import DistsegError, one_line_errors
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="distseg report", description=__doc__)
+    parser = command_parser(
+        "report",
+        __doc__,
+        "distseg report runs/a",
+        "distseg report studies/a",
+    )
     parser.add_argument("folder", type=Path, metavar="RUN|STUDY", help="folder of a trained run, or of a study")
     folder = parser.parse_args(argv).folder
     for line in write_report(folder):

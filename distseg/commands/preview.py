@@ -7,18 +7,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distseg.config import load_config
+from distseg.commands.arguments import command_parser
 from distseg.errors import one_line_errors, positive_int
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
+    from distseg.config_files import load_config  # these here, so that --help answers at once
+
     config = load_config(args.config, [*args.overrides, f"data.store={args.store}"])
-    from distseg.data.store import open_store  # here, so that --help answers at once
+    from distseg.data.store import open_store
 
     open_store(args.store).cases_of("train", config.data.fold)
-    from distseg.data.preview import draw_preview  # DALI is imported once nothing is wrong
+    from distseg.data.augmented import draw_preview  # DALI is imported once nothing is wrong
 
     n_drawn = draw_preview(config, args.out, n_slices=args.slices, n_epochs=args.epochs)
     print(f"{args.out}: {n_drawn} training slices, unchanged and in {args.epochs} epochs")
@@ -26,8 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="distseg preview", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = command_parser(
+        "preview",
+        __doc__,
+        "distseg preview store augmented.png",
+        "distseg preview store augmented.png --config covid_ct",
     )
     parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument("out", type=Path, metavar="OUT.png")

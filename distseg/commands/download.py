@@ -7,13 +7,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from distseg.commands.arguments import command_parser
 from distseg.errors import one_line_errors
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from distseg.data.download import ZENODO, download_record  # here, so that --help answers at once
+    from distseg.data.records import ZENODO, download_record  # here, so that --help answers at once
 
     download_record(args.record, args.out, args.url or ZENODO)
     print(f"{args.out}: {args.record} is there; next: distseg prepare {args.out} STORE")
@@ -21,8 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="distseg download", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = command_parser(
+        "download",
+        __doc__,
+        "distseg download zenodo-3757476 volumes",
+        "distseg download zenodo-3757476 volumes --url https://mirror.example/records/3757476",
     )
     parser.add_argument(
         "record", metavar="RECORD", help="zenodo-3757476: 20 chest CT volumes with lung and infection masks"

@@ -4,13 +4,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from distseg.commands.arguments import command_parser
 from distseg.errors import one_line_errors, positive_int
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from distseg.data.phantom import write_phantom  # here, so that --help needs no scientific stack
+    from distseg.phantoms.case import write_phantom  # here, so that --help needs no scientific stack
 
     write_phantom(args.out, args.cases, args.seed, args.size, args.slices)
     print(f"{args.out}: {args.cases} cases of {args.slices} slices, {count_infected(args.out)} with infection")
@@ -27,7 +28,12 @@ def count_infected(out: Path) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="distseg phantom", description=__doc__)
+    parser = command_parser(
+        "phantom",
+        __doc__,
+        "distseg phantom volumes",
+        "distseg phantom volumes --cases 12 --size 128 --slices 20",
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, in the layout of Zenodo 3757476")
     parser.add_argument("--cases", metavar="N", type=positive_int, default=8, help="patients (default 8)")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the set (default 0)")

@@ -10,22 +10,22 @@ import json
 import sys
 from collections.abc import Sequence
 
-from distseg.config import ModelConfig
+from distseg.commands.arguments import command_parser
 from distseg.errors import DistsegError, one_line_errors, positive_int
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from tqdm import tqdm  # these here, so that --help answers at once
-
+    from distseg.bars import counted  # these here, so that --help answers at once
+    from distseg.config import ModelConfig
     from distseg.models.network import OUTPUT_STRIDES
     from distseg.models.table import GRID, costs_as_text, pair_cost
 
     pairs = itertools.product(args.encoder or GRID, args.decoder or OUTPUT_STRIDES)
     models = [ModelConfig(encoder=e, decoder=d, decoder_widths=args.widths) for e, d in pairs]
     costs, refusals = [], []
-    for model in tqdm(models, "measure", unit="pair", leave=False, disable=None):
+    for model in counted(models, "measure", len(models), "pair", brief=True):
         try:
             costs.append(pair_cost(model, args.channels, args.size))
         except DistsegError as error:
@@ -39,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="distseg models", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = command_parser(
+        "models",
+        __doc__,
+        "distseg models --encoder densenet161",
+        "distseg models --size 256 --json",
     )
     parser.add_argument("--encoder", action="append", metavar="NAME", help="any timm model with five feature levels")
     parser.add_argument("--decoder", action="append", metavar="NAME", help="unetplusplus, deeplabv3 or deeplabv3plus")

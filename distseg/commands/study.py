@@ -1,13 +1,15 @@
 """Trains and scores an encoder x decoder grid: `distseg study yaml_configs/study.yaml [key=value ...]`.
 
 Keys of the study (`folds=[0,1]`, `output_dir=X`, `executor=slurm`) and of all its trainings (`train.epochs=5`) are changed
-behind it. Started again, it does what is not done yet. The folder of the study gets results.csv, table.md and figures/.
+behind it. Started again, it does what is not done yet. The folder of the study gets results.csv and table.md;
+`distseg report` draws them.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from distseg.commands.arguments import command_parser
 from distseg.errors import one_line_errors
 
 
@@ -29,8 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="distseg study", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = command_parser(
+        "study",
+        __doc__,
+        "distseg study study",
+        "distseg study study_cpu data.store=store output_dir=studies/a",
     )
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="or the name of a shipped one: study, study_cpu")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the study and to its trainings")

@@ -1,4 +1,4 @@
-"""The picture behind `distseg preview`: augmented slices with their labels."""
+"""The picture behind `distseg preview`: augmented slices with their labels, and what each colour is."""
 
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,9 @@ from distseg.config import Config
 from distseg.data.pipeline import Batch, build_train_loader, build_val_loader
 from distseg.data.plan import Plan
 from distseg.data.store import Slices, Store, open_store
-from distseg.pictures import draw_outlines, save_figure
+from distseg.pictures import draw_legend, draw_outlines, draw_slice, save_figure
+
+SLICE_IN = 2.4  # width of a slice
 
 
 def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> int:
@@ -28,14 +30,15 @@ def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> in
     unchanged = list(islice(build_val_loader(config.data, slices, plan, device), 1))
     loader = build_train_loader(config.data, slices, plan, config.seed, device, focus_labels=focus)
     columns = [_kept(batch, config) for batch in (*unchanged, *islice(loader, n_epochs))]
-    figure = Figure(figsize=(2.4 * len(columns), 2.5 * len(slices)), layout="constrained")
+    width_in = SLICE_IN * len(columns)
+    figure = Figure(figsize=(width_in, (SLICE_IN + 0.1) * len(slices) + 0.3), layout="constrained")
     axes = figure.subplots(len(slices), len(columns), squeeze=False)
     for column, (images, labels) in enumerate(columns):
         for row, files in enumerate(slices):
-            axes[row, column].set_axis_off()
-            axes[row, column].imshow(images[row], cmap="gray", vmin=0, vmax=1)
-            axes[row, column].set_title(files.id if column == 0 else f"epoch {column - 1}", fontsize=7)
+            title = files.id if column == 0 else f"epoch {column - 1}"
+            draw_slice(axes[row, column], images[row], title, SLICE_IN * 0.95, 7, vmin=0, vmax=1)
             draw_outlines(axes[row, column], labels[row])
+    draw_legend(figure, store.labels, width_in, 7)
     save_figure(figure, path)
     return len(slices)
 

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from distseg import __version__
+from distseg.bars import Bar, counted
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, is_free, locked, remove_leftovers, sha256_of
 
@@ -120,7 +119,7 @@ def _fetch(url: str, path: Path, size: int | None, pause_s: float) -> None:
     """Downloads to `path`, going on after what is there, as long as attempts bring something."""
     failures = 0
     furthest = start = _size_of(path)
-    with tqdm(desc=url.rsplit("/", 1)[1], total=size, unit="B", unit_scale=True) as bar:
+    with Bar(url.rsplit("/", 1)[1], size, "B") as bar:
         while size is None or start < size:
             asked_s, reason = 0, "the connection was cut"
             try:
@@ -146,7 +145,7 @@ def _fetch(url: str, path: Path, size: int | None, pause_s: float) -> None:
             time.sleep(min(max(pause_s * 2**failures, asked_s), LONGEST_PAUSE_S))
 
 
-def _fetch_rest(url: str, path: Path, start: int, size: int | None, bar: Any) -> bool:
+def _fetch_rest(url: str, path: Path, start: int, size: int | None, bar: Bar) -> bool:
     """One request for what is missing; whether the server's last byte came."""
     try:
         with _network_errors():
@@ -159,7 +158,7 @@ def _fetch_rest(url: str, path: Path, start: int, size: int | None, bar: Any) ->
         goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         have = start if goes_on else 0  # a server without ranges sends it all again
         total = size if response.length is None else have + response.length
-        bar.total, bar.n = total, have
+        bar.set(have, total)
         with path.open("ab" if goes_on else "wb") as file:
             for chunk in _chunks(response):
                 file.write(chunk)
@@ -233,7 +232,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             free = shutil.disk_usage(aside).free
             if (needed := sum(info.file_size for info in members)) > free:
                 raise DistsegError(f"output {folder}: got {free} bytes free; {needed} are needed; free some space")
-            for info in tqdm(members, f"unpack {folder.name}", unit="file"):
+            for info in counted(members, f"unpack {folder.name}", len(members), "file"):
                 parts = PurePosixPath(info.filename).parts
                 target = aside.joinpath(*(parts[1:] if len(parts) > 1 and parts[0] == folder.name else parts))
                 target.parent.mkdir(parents=True, exist_ok=True)

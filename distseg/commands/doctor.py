@@ -4,7 +4,6 @@ A line a thing, then a line a job: ready, not installed, or what is wrong. The e
 installed cannot work, and where a job that is named behind the command is not ready.
 """
 
-import argparse
 import importlib
 import importlib.util
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distseg import __version__
+from distseg.commands.arguments import command_parser
 from distseg.errors import DistsegError, one_line_errors
 from distseg.packages import DALI_BUILDS, EXTRA_OF, installed_version
 
@@ -73,8 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> list[str]:
-    parser = argparse.ArgumentParser(
-        prog="distseg doctor", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = command_parser(
+        "doctor",
+        __doc__,
+        "distseg doctor",
+        "distseg doctor train serve",
     )
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"that must be ready: {', '.join(JOBS)}")
     jobs: list[str] = parser.parse_args(argv).jobs

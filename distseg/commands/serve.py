@@ -9,6 +9,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from distseg.commands.arguments import command_parser
 from distseg.errors import DistsegError, one_line_errors, positive_int
 from distseg.serving.repository import PYTHON_REPOSITORY, PYTORCH_REPOSITORY
 
@@ -42,8 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="distseg serve", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = command_parser(
+        "serve",
+        __doc__,
+        "distseg serve model",
+        "distseg serve model --port 9000",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder that distseg export wrote")
     parser.add_argument(

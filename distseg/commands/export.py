@@ -6,29 +6,22 @@ eager model, in a process of its own, before it gets its name.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distseg.commands.arguments import check_choice, command_parser, overrides_of_run
 from distseg.errors import DistsegError, not_negative, one_line_errors, positive_int
+from distseg.serving.formats import FORMATS
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from distseg.serving.formats import FORMATS
-    from distseg.serving.to_export import ExportOptions, run_to_export
-
-    options = ExportOptions(
-        args.format, args.precision, args.dice_tolerance, args.frozen, tuple(args.size), args.depth, args.ensemble
-    )
-    overrides = [*args.overrides, *(["evaluate.tta=true"] if args.tta else [])]
-    if wrong := [word for word in overrides if not word.startswith("evaluate.")]:
-        raise DistsegError(f"export: got {wrong[0]}; only evaluate.key=value changes a finished run; leave it out")
-    wanted = run_to_export(args.run, args.out, options, overrides)
-    from distseg.serving.exporting import write_export  # torch is imported once nothing is wrong
-
-    described = write_export(wanted)
+    described = export(**vars(args))
     for row in described.get("depths", []):
         print(
             f"depth {row['depth']}: {row['parameters'] / 1e6:.2f} M parameters, {row['gmacs']} GMACs, Dice {row['dice']}"
@@ -44,6 +37,75 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def export(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    format: str = "torchscript",
+    size: Sequence[int] = (512, 512),
+    precision: str = "auto",
+    dice_tolerance: float = 0.002,
+    frozen: bool = False,
+    depth: int | None = None,
+    tta: bool = False,
+    ensemble: Sequence[str | os.PathLike[str]] = (),
+) -> dict[str, Any]:
+    """Writes the verified model of a run, as `distseg export` does; on any failure `out` stays as it was.
+
+    Args:
+        run: folder of a trained run.
+        out: folder to write; an earlier export there is replaced.
+        overrides: `evaluate.key=value` over the run's configuration.
+        format: "torchscript" (any size of slices), "pt2" or "onnx" (one `size`).
+        size: height and width of the slices of pt2 and onnx.
+        precision: of convolutions: "float32", "bfloat16", "float16", or "auto": bfloat16 where Dice stays within the
+            tolerance, else float32.
+        dice_tolerance: largest change of a region's Dice, at least 0.
+        frozen: fold norms into convolutions (TorchScript).
+        depth: cut a deeply supervised Unet++ at depth 1, 2 or 3; None: whole.
+        tta: average over flips, inside the file.
+        ensemble: folders of other runs to average with, inside the file.
+
+    Returns:
+        What is in OUT/model.json.
+
+    Raises:
+        DistsegError: no finished run, `out` holds something else, wrong options, a precision that costs too much Dice, or a file
+            that does not agree with the eager model.
+        ModuleNotFoundError: without the extra `train`, or `onnx` for that format.
+
+    Example:
+        >>> import distseg
+        >>> described = distseg.export("run", "exported", precision="float32")
+        >>> described["regions"]
+        {'lung': [1, 2], 'infection': [2]}
+    """
+    from distseg.serving.to_export import ExportOptions, run_to_export
+
+    check_choice("format", format, FORMATS)
+    check_choice("precision", precision, PRECISIONS)
+    if len(size) != 2 or min(size) < 1:
+        raise DistsegError(f"size: got {size!r}; it must be height and width in pixels; give e.g. (512, 512)")
+    if not 0 <= dice_tolerance < float("inf"):
+        raise DistsegError(
+            f"dice_tolerance: got {dice_tolerance}; it must be a finite number of at least 0; give e.g. 0.002"
+        )
+    options = ExportOptions(
+        format=format,
+        precision=precision,
+        dice_tolerance=dice_tolerance,
+        frozen=frozen,
+        size=(size[0], size[1]),
+        depth=depth,
+        ensemble=[Path(other) for other in ensemble],
+    )
+    wanted = run_to_export(Path(run), Path(out), options, overrides_of_run(overrides, tta))
+    from distseg.serving.exporting import write_export  # torch is imported once nothing is wrong
+
+    return write_export(wanted)
+
+
 def _of_precision(precision: dict[str, Any]) -> str:
     if "dice_change" in precision:
         changes = ", ".join(
@@ -55,15 +117,18 @@ def _of_precision(precision: dict[str, Any]) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="distseg export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = command_parser(
+        "export",
+        __doc__,
+        "distseg export runs/a model",
+        "distseg export runs/a model --precision float32",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; an earlier export there is replaced")
     parser.add_argument("overrides", nargs="*", metavar="evaluate.key=value", help="over the run's configuration")
     parser.add_argument(
         "--format",
-        choices=("torchscript", "pt2", "onnx"),
+        choices=tuple(FORMATS),
         default="torchscript",
         help="model.pt, any size of slices (default); model.pt2 (AOTInductor) or model.onnx, one --size",
     )
@@ -77,7 +142,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--precision",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=PRECISIONS,
         default="auto",
         help="of convolutions (default auto: bfloat16 where Dice stays within the tolerance, else float32)",
     )

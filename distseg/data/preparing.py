@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pydantic
-from tqdm import tqdm
 
+from distseg.bars import counted
 from distseg.cluster import cluster_executor
 from distseg.config import IGNORED_LABEL
 from distseg.data.layouts import LABELS, CaseSource, Source, find_source, relative_name
@@ -149,7 +149,7 @@ def _prepare_cases(source: Source, reading: Reading, executor: Executor) -> list
     futures = [executor.submit(prepare_case, case, reading) for case in source.cases]
     cases: dict[str, Case] = {}
     try:
-        for future in tqdm(as_completed(futures), "prepare", total=len(futures), unit="volume"):
+        for future in counted(as_completed(futures), "prepare", len(futures), "volume"):
             case = future.result()
             cases[case.id] = case
     except BrokenProcessPool:

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from distseg.commands.arguments import command_parser
 from distseg.errors import one_line_errors, positive_int
 
 
@@ -40,10 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="distseg predict",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
+    parser = command_parser(
+        "predict",
+        __doc__,
+        "distseg predict model volume.nii.gz mask.nii.gz",
+        "distseg predict model volumes masks --overlay",
         usage="%(prog)s RUN_OR_MODEL IN OUT [options] | %(prog)s --server URL IN OUT [options]",
     )
     parser.add_argument("model", type=Path, nargs="?", metavar="RUN_OR_MODEL")

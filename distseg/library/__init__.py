@@ -1,0 +1,1 @@
+"""What `import distseg` offers to notebooks and other programs, besides the commands as functions (distseg/commands/)."""

@@ -1,0 +1,1 @@
+"""The embedded sample: a chest CT that is computed, patient by patient."""
