@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from distseg.config import LossConfig, load_config
+from distseg.config import LossConfig
+from distseg.config_files import load_config
 from distseg.errors import DistsegError
 from distseg.kernels import region_bits, region_targets
 from distseg.losses import BceDiceLoss, build_loss

@@ -47,6 +47,12 @@ def as_typed(name: str) -> str:
     return name if here.is_file() and here.samefile(path) else str(path)
 
 
+def presets(command: str) -> dict[str, str]:
+    """Shipped configurations of a command, train or study: name -> file, as `shipped` takes it."""
+    names = [name for name in shipped_names() if name.startswith("yaml_configs/")]
+    return {Path(name).stem: name for name in names if Path(name).stem.startswith("study") == (command == "study")}
+
+
 def find_preset(path: Path, what: str, folder: Path = Path()) -> Path:
     """A configuration file, else the shipped one of that name.
 
@@ -61,9 +67,7 @@ def find_preset(path: Path, what: str, folder: Path = Path()) -> Path:
     file = folder / path
     if file.is_file():
         return file
-    is_study = what.startswith("study")
-    names = [name for name in shipped_names() if name.startswith("yaml_configs/")]
-    known = {Path(name).stem: name for name in names if Path(name).stem.startswith("study") == is_study}
+    known = presets("study" if what.startswith("study") else "train")
     if path.parent == Path() and path.name.removesuffix(".yaml") in known:
         return shipped(known[path.name.removesuffix(".yaml")])
     near = difflib.get_close_matches(path.stem, [*known, "none"], n=1, cutoff=0.0)[0]

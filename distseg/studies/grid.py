@@ -1,51 +1,65 @@
 """What a study is made of: its YAML, the runs that follow from it, and what may change once it has begun."""
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
 import re
 import shlex
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import pydantic
 import yaml
 
-from distseg.config import (
+from distseg.config import Config, Count, Decoder
+from distseg.config_files import (
     PACE_KEYS,
-    Config,
-    ModelConfig,
     comparable,
+    config_keys,
     differences,
-    flat,
+    given,
     load_config,
     read_override,
     read_yaml,
+    unknown_key,
 )
 from distseg.errors import DistsegError
+from distseg.rules import Rule, checked
 from distseg.shipped import as_typed, find_preset
 
-DECODERS: tuple[str, ...] = typing.get_args(typing.get_type_hints(ModelConfig)["decoder"])
 EXAMPLE = "yaml_configs/study.yaml"
 GRID_KEYS = ("model.encoder", "model.decoder", "data.fold", "seed", "output_dir")  # the study sets them, run by run
 FIXED_KEYS = ("launch", "processes_per_run")  # of the study itself; the rest says what, not how
 
+DIFFERENT = Rule(lambda values: 0 < len(values) == len(set(values)), "a list of one or more, each there once")
+SCHEDULER = Rule(lambda word: "://" in word, "tcp://host:port of a dask scheduler")
 
+
+def _remedy(key: str) -> str:
+    return f"see {as_typed(EXAMPLE)}"
+
+
+def _mistake(key: str, value: str, rule: str) -> DistsegError:
+    return DistsegError(f"study {key}: got {value}; {rule}; {_remedy(key)}")
+
+
+@checked("study", "", _remedy)
 @dataclass(frozen=True)
 class StudyConfig:
     base: str | Mapping[str, Any]
     """training configuration: a file, its path relative to the study's; the name of a shipped one (covid_ct); its sections"""
-    encoders: tuple[str, ...]
-    decoders: tuple[str, ...]
+    encoders: Annotated[tuple[str, ...], DIFFERENT]
+    """timm's names"""
+    decoders: Annotated[tuple[Decoder, ...], DIFFERENT]
+    """each with each encoder"""
     output_dir: str
     """folder of the study; runs that are done there are not done again"""
-    folds: tuple[int, ...] = (0,)
-    seeds: tuple[int, ...] = (0,)
+    folds: Annotated[tuple[int, ...], DIFFERENT] = (0,)
+    """validation folds, a run for each"""
+    seeds: Annotated[tuple[int, ...], DIFFERENT] = (0,)
+    """a run for each"""
     overrides: tuple[str, ...] | Mapping[str, Any] = ()
     """changes to the training configuration, for all runs: section.key=value, or a mapping"""
     split: Literal["val", "test"] = "val"
@@ -55,26 +69,14 @@ class StudyConfig:
     launch: str | tuple[str, ...] | None = None
     """words that start a training, before distseg/train.py; {processes} is processes_per_run. None: accelerate launch with
     launch/gpu.yaml, or launch/cpu.yaml where there is no GPU"""
-    processes_per_run: int = 1
+    processes_per_run: Count = 1
     """ranks of a training, and GPUs"""
-    executor: str = "local"
+    executor: Literal["local", "slurm"] | Annotated[str, SCHEDULER] = "local"
     """what the runs are done by: local (this machine), slurm (an array of jobs), or tcp://host:port (a dask scheduler)"""
-    workers: int | None = None
+    workers: Count | None = None
     """runs at a time on this machine; None: as many as its GPUs allow, one without GPUs"""
     sbatch_options: tuple[str, ...] = ()
     """more words for sbatch, such as --partition=gpu, or --gpus-per-node=0 where there are none"""
-
-    def __post_init__(self) -> None:
-        for name in ("encoders", "decoders", "folds", "seeds"):
-            values = getattr(self, name)
-            _require(len(values) > 0, name, "[]", "at least one is needed")
-            _require(len(set(values)) == len(values), name, list(values), "each may be there once")
-        for name in self.decoders:
-            _require(name in DECODERS, "decoders", name, f"must be of {', '.join(DECODERS)}")
-        _require(self.processes_per_run >= 1, "processes_per_run", self.processes_per_run, "must be at least 1")
-        _require(self.workers is None or self.workers >= 1, "workers", self.workers, "must be at least 1")
-        known = self.executor in ("local", "slurm") or "://" in self.executor
-        _require(known, "executor", self.executor, "must be local, slurm or tcp://host:port of a dask scheduler")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -125,7 +127,8 @@ class Study:
         runs = [self._run(index, *cell) for index, cell in enumerate(grid)]
         names = [run.name for run in runs]
         for name in names:
-            _require(names.count(name) == 1, "grid", name, "two runs would share a folder")
+            if names.count(name) > 1:
+                raise _mistake("grid", name, "two runs would share a folder")
         return runs
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,18 +157,11 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     values = read_yaml(path, "study file", EXAMPLE)
     own, training = _sorted_overrides(overrides)
     _check_keys(values)
-    values |= own
-    try:
-        settings = pydantic.TypeAdapter(StudyConfig).validate_python(values)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise DistsegError(
-            f"study {first['loc'][0] if first['loc'] else 'file'}: got {str(first['input'])[:80]}; {first['msg']}; see "
-            f"{as_typed(EXAMPLE)}"
-        ) from None
+    settings = StudyConfig(**values | own)
     changes = [*_as_overrides(settings.overrides), *training]
     for key in (change.partition("=")[0] for change in changes):
-        _require(key not in GRID_KEYS, "overrides", key, "the study sets it for each run; use its own keys")
+        if key in GRID_KEYS:
+            raise _mistake("overrides", key, "the study sets it for each run; use its own keys")
     if isinstance(settings.base, str):
         base = load_config(find_preset(Path(settings.base), "config file", path.parent), changes)
     else:
@@ -190,8 +186,7 @@ def _check_keys(keys: Mapping[str, Any], more: Sequence[str] = ()) -> None:
     known = [f.name for f in dataclasses.fields(StudyConfig)]
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(str(key), [*known, *more], n=1, cutoff=0.0)[0]
-            raise DistsegError(f"study key: got {key}; no such key; did you mean {near}?")
+            raise unknown_key("study", str(key), [*known, *more])
 
 
 def _sorted_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -200,14 +195,13 @@ def _sorted_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
     sections = [f.name for f in dataclasses.fields(Config)]
     for override in overrides:
         key = override.partition("=")[0]
-        if key.partition(".")[0] in sections and key not in GRID_KEYS:
+        if key in GRID_KEYS and key != "output_dir":
+            raise _mistake("override", key, "the study sets it; use its own keys")
+        if key.partition(".")[0] in sections and key != "output_dir":
             training.append(override)
         else:
-            _require(
-                key not in GRID_KEYS or key == "output_dir", "override", key, "the study sets it; use its own keys"
-            )
             own[key] = read_override(override)[1]
-    _check_keys(own, list(flat(Config().to_dict())))
+    _check_keys(own, config_keys())
     return own, training
 
 
@@ -215,20 +209,4 @@ def _as_overrides(changes: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """A mapping, nested or with dotted keys, as section.key=value words."""
     if not isinstance(changes, Mapping):
         return list(changes)
-    return [f"{key}={json.dumps(value)}" for key, value in _leaves(changes, Config, "")]
-
-
-def _leaves(values: Mapping[str, Any], schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Dotted keys of all values; a mapping that is a value itself (regions) stays whole."""
-    fields: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(schema)}
-    for key, value in values.items():
-        section = fields.get(key)
-        if isinstance(value, Mapping) and isinstance(section, type) and dataclasses.is_dataclass(section):
-            yield from _leaves(value, section, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _require(holds: bool, key: str, value: Any, rule: str) -> None:
-    if not holds:
-        raise DistsegError(f"study {key}: got {value}; {rule}; see {as_typed(EXAMPLE)}")
+    return [f"{key}={json.dumps(value)}" for key, value in given(changes)]

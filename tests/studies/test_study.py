@@ -22,8 +22,8 @@ import yaml
 
 from distseg.errors import DistsegError
 from distseg.files import locked
+from distseg.reporting.study_page import study_page
 from distseg.studies import executors
-from distseg.studies.costs import draw_costs
 from distseg.studies.executors import array_of, gpu_slots
 from distseg.studies.grid import changed_keys, load_study
 from distseg.studies.running import alone, begin, run_study
@@ -118,7 +118,9 @@ def test_a_fold_that_is_added_is_trained_alone_and_pooled_with_the_others(study:
     mean = np.mean([float(case["lung_dice"]) for case in cases])
     table = (root / "table.md").read_text()
     assert len(cases) == 4 and f"| gernet_s | **{mean:.3f}** (" in table.partition("## infection")[0]
-    assert {path.name for path in (root / "figures").iterdir()} == {"dice_val.png", "curves.png", "cost.png"}
+    page, _ = study_page(root)
+    for chart in ("Mean Dice", "Cost against Dice", "Learning"):
+        assert page.count(f"<figcaption>{chart}, ") == 2, chart  # of two regions
     assert not list(root.rglob(".*")) and not (root / "lock").exists()
 
 
@@ -162,8 +164,6 @@ def test_a_run_that_is_scored_has_its_cost(
     monkeypatch.setattr("distseg.studies.task._finish", killed)
     assert do_task(task).error == "killed" and killed.call_args.args[-1] == "scoring val"
     assert (task.read_state().gmacs or 0) > 0.01
-    draw_costs(loaded.runs, {"lung": {}}, {}, tmp_path / "cost.png", "val")  # of runs whose cost is not known
-    assert (tmp_path / "cost.png").is_file()
 
 
 def stand_in(folder: Path, name: str, script: str) -> None:
@@ -278,12 +278,15 @@ def ranks_of(run: Path) -> list[int]:
         ("encodrs=[a]", "study key: got encodrs; no such key; did you mean encoders?"),
         ("epochs=2", "study key: got epochs; no such key; did you mean train.epochs?"),
         ("train.epcohs=2", "config key: got train.epcohs; no such key; did you mean train.epochs?"),
-        ("decoders=[unet]", "study decoders: got unet; must be of unetplusplus,"),
+        ("decoders=[unet]", "study decoders: got 'unet'; must be unetplusplus,"),
         ("decoders=[unetplus, unetplusplus]", "two runs would share a folder"),
-        ("folds=[]", "study folds: got []; at least one is needed"),
-        ("seeds=[1, 1]", "study seeds: got [1, 1]; each may be there once"),
-        ("workers=many", "study workers: got many;"),
-        ("executor=slrum", "study executor: got slrum; must be local, slurm or tcp://host:port"),
+        ("folds=[]", "study folds: got []; must be a list of one or more, each there once; see "),
+        ("seeds=[1, 1]", "study seeds: got [1, 1]; must be a list of one or more, each there once"),
+        ("workers=many", "study workers: got 'many'; must be an integer of at least 1, or null; see "),
+        (
+            "executor=slrum",
+            "study executor: got 'slrum'; must be local, slurm or tcp://host:port of a dask scheduler; did",
+        ),
         ("model.encoder=gernet_s", "study override: got model.encoder; the study sets it"),
         ("data.fold=1", "study override: got data.fold; the study sets it"),
     ],
