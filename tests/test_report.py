@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import pytest
 import torch
 import yaml
 
-from distseg.config import config_as_yaml, load_config
+from distseg.commands.report import write_report
+from distseg.config_files import config_as_yaml, load_config
 from distseg.errors import DistsegError
 from distseg.files import write_json
-from distseg.report import write_report
+from distseg.pictures import LABEL_COLOURS
 from distseg.reporting.charts import Axis, Dot, heat_map, scatter
 from distseg.reporting.evaluated import read_splits
 from distseg.reporting.page import UNDEFINED, label, shown
@@ -29,7 +30,16 @@ from distseg.studies.grid import load_study
 from distseg.studies.task import State, task_of, write_config
 from distseg.tables import write_csv
 
-REGIONS = ("lung", "infection")
+REGIONS = {"lung": (1, 2), "infection": (2,)}
+ONE = {"infection": (1,)}
+FIVE = {
+    "lung": (1, 2, 3, 4),
+    "infection": (2, 3, 4),
+    "ground_glass": (3,),
+    "consolidation": (4,),
+    "pleural_effusion": (5,),
+}
+PLAIN = {"threshold": 0.5, "seed_threshold": None, "components": None, "inside": None}
 PIXEL = bytes.fromhex(  # a PNG of one grey pixel
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63680000008200817"
     "7cd72b60000000049454e44ae426082"
@@ -42,6 +52,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run as training and `distseg evaluate` leave it, of thirty patients with long names."""
     root = tmp_path_factory.mktemp("report") / "unetplusplus_densenet161"
     write_run(root, n_patients=30)
+    write_report(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of five regions."""
+    root = tmp_path_factory.mktemp("report") / "five"
+    write_run(root, n_patients=12, regions=FIVE)
+    write_report(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a single region."""
+    root = tmp_path_factory.mktemp("report") / "one"
+    write_run(root, n_patients=3, regions=ONE)
     write_report(root)
     return root
 
@@ -79,7 +107,61 @@ def test_scores_of_weights_that_are_no_longer_the_best_are_said_to_be(run: Path,
     shutil.copytree(old / "eval/val", old / "eval/.partial-1234-val")  # as a kill leaves it
     splits = [split.name for split in read_splits(old)]
     write_report(old)
-    assert "scores are of the weights of step 7" in text_of(old) and splits == ["val", "test"]
+    assert splits == ["val", "test"] and "Validation stale" in text_of(old)
+    assert "Scored before the end: they are of the weights of step 7; the best are of step 60 now" in text_of(old)
+
+
+def test_scores_that_are_older_than_the_post_processing_are_stale(run: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(run, tmp_path / "a run"))
+    rules = {region: PLAIN for region in REGIONS}
+    summary = old / "eval/test/summary.json"
+    write_json(old / "postprocessing.json", {"rules": rules})
+
+    def stale() -> list[str]:
+        return [split.name for split in read_splits(old) if split.stale]
+
+    tuned = json.loads((old / "eval/val/summary.json").read_text()) | {"postprocessing": rules}
+    write_json(old / "eval/val/summary.json", tuned)  # as `distseg evaluate --tune` leaves it
+    assert stale() == ["test"]
+    lines = write_report(old)
+    assert [line for line in lines if "stale" in line] == [line for line in lines if line.startswith("test ")]
+    text = text_of(old)
+    assert text.count("Test stale") == 1 and f"distseg evaluate '{old}' --split test" in text
+    assert text.index("Test stale") < text.index("Validation: 30 volumes"), "on top"
+    # New scores, and those that were asked for without rules.
+    for made_with in (rules, None):
+        write_json(summary, json.loads(summary.read_text()) | {"postprocessing": made_with})
+        assert stale() == []
+    write_json(old / "postprocessing.json", {"rules": rules | {"lung": PLAIN | {"threshold": 0.4}}})
+    assert stale() == ["val", "test"]
+    (old / "postprocessing.json").write_text("{")  # `distseg evaluate` says what is wrong with it
+    assert stale() == []
+
+
+def test_the_summary_has_a_row_a_region_and_a_column_a_split(five: Path) -> None:
+    page = (five / "report.html").read_text()
+    table = page.split('aria-label="Summary')[1].split("</table>")[0]
+    assert re.findall(r'<i class="swatch c(\d)"></i>([a-z_]+)<', table) == [
+        (str(number), region) for number, region in enumerate(FIVE)
+    ]
+    assert re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', table) == ["Region", "Validation", "Test"]
+    cells = re.findall(r"<strong>([\d.]+)</strong> <span>([^<]*)</span> <span>([^<]*)</span>", table)
+    expected = []
+    for region in FIVE:
+        for split in ("val", "test"):
+            dice = json.loads((five / f"eval/{split}/summary.json").read_text())["regions"][region]["dice"]
+            ends = f"{shown(dice['ci95'][0])} to {shown(dice['ci95'][1])}" if dice["ci95"] else UNDEFINED
+            expected.append((shown(dice["mean"]), ends, f"{dice['n']} volume{'s' if dice['n'] > 1 else ''}"))
+    assert cells == expected
+    assert page.index(table) < page.index('<h2 id="val"'), "on top"
+
+
+def test_a_region_has_one_colour_in_all_charts(five: Path) -> None:
+    page = (five / "report.html").read_text()
+    assert all(f".c{n} {{ --c: {colour}; }}" in page for n, colour in enumerate(LABEL_COLOURS))
+    for number, region in enumerate(FIVE):
+        drawn = re.findall(rf'<g class="(c\d+|neutral)"><title>{region}(?:, training|, validation)?</title>', page)
+        assert set(drawn) == {f"c{number}"} and len(drawn) >= 3  # training, validation, calibration
 
 
 def test_every_patient_and_every_volume_has_a_row(run: Path) -> None:
@@ -281,7 +363,7 @@ def test_the_page_loads_nothing_and_complains_of_nothing(kind: str, browser: Any
     assert browser.get_log("browser") == []
 
 
-@pytest.mark.parametrize("kind", ["run", "study"])
+@pytest.mark.parametrize("kind", ["one", "run", "five", "study"])
 @pytest.mark.parametrize("width", [390, 1200])
 def test_nothing_but_tables_and_pictures_scrolls_sideways(kind: str, width: int, browser: Any, request: Any) -> None:
     open_page(browser, request.getfixturevalue(kind), width=width, folded=False)
@@ -292,6 +374,7 @@ def test_nothing_but_tables_and_pictures_scrolls_sideways(kind: str, width: int,
     """
     beyond = "const page = document.documentElement; return page.scrollWidth - page.clientWidth"
     assert browser.execute_script(beyond) == 0
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert browser.execute_script(wide) == []
 
 
@@ -403,28 +486,34 @@ def numbers(values: dict[str, Any], name: str = "") -> Iterator[tuple[str, float
             yield own, value
 
 
-def write_run(root: Path, n_patients: int) -> None:
-    config = load_config(None, ["data.store=/gone/store", "data.leaky_slice_split=true", "model.encoder=densenet161"])
+def write_run(root: Path, n_patients: int, regions: Mapping[str, Sequence[int]] = REGIONS) -> None:
+    told = json.dumps({name: list(labels) for name, labels in regions.items()})
+    config = load_config(
+        None,
+        ["data.store=/gone/store", "data.leaky_slice_split=true", "model.encoder=densenet161", f"regions={told}"],
+    )
     root.mkdir(parents=True)
     (root / "config.yaml").write_text(config_as_yaml(config))
     write_json(root / "environment.json", {"precision": "bf16", "world_size": 2})
     save_best(root / "best/weights.safetensors", {"w": torch.zeros(1)}, {"step": "60", "mean_dice": "0.81"})
     rows = []
     for step in range(1, 101):
-        dice = {"lung": 1 - 0.5 / step, "infection": None if step < 3 else 0.7 - 0.5 / step}
+        known = {region: 0.95 - 0.12 * number - 0.5 / step for number, region in enumerate(regions)}
+        dice = known | {"infection": None if step < 3 else known["infection"]}
         rows.append({"step": step, "epoch": step // 20, "split": "train", "loss": 1 / step, "dice": dice})
         if step % 20 == 0:
             rows.append(rows[-1] | {"split": "val", "mean_dice": 0.8})
     (root / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for split in ("val", "test"):
-        write_evaluation(root / "eval" / split, split, n_patients if split == "val" else 1)
+        write_evaluation(root / "eval" / split, split, n_patients if split == "val" else 1, list(regions))
 
 
-def write_evaluation(folder: Path, split: str, n_patients: int) -> None:
+def write_evaluation(folder: Path, split: str, n_patients: int, of: Sequence[str]) -> None:
     """All that evaluation.py lists, with made-up figures; the first patients fail in each way there is."""
     rng = np.random.default_rng(n_patients)
-    rows = [case_row(rng, number) for number in range(n_patients)]
-    names = [key.removeprefix("lung_") for key in rows[0] if key.startswith("lung_") and key[-3:] not in ("_tp", "_fp")]
+    rows = [case_row(rng, number, of) for number in range(n_patients)]
+    own = [key.removeprefix("infection_") for key in rows[0] if key.startswith("infection_")]
+    names = [name for name in own if name not in ("tp", "fp")]
     scores = [name for name in names if name not in ("fn", "tn")]
     overlaps = ("dice", "iou", "precision", "sensitivity", "specificity")
 
@@ -436,32 +525,32 @@ def write_evaluation(folder: Path, split: str, n_patients: int) -> None:
         region: {name: entry() for name in scores}
         | {"per_patient": {name: entry() for name in scores}, "per_slice": {name: entry() for name in overlaps}}
         | {"pooled": {name: float(rng.random()) for name in overlaps}, "n_empty_truth": 1, "n_empty_prediction": 2}
-        for region in REGIONS
+        for region in of
     }
     regions["infection"]["hd95_mm"] = {"mean": None, "ci95": None, "n": 0}
-    rule = {"threshold": 0.4, "seed_threshold": None, "components": 2, "inside": "lung"}
+    rule = {"threshold": 0.4, "seed_threshold": None, "components": 2, "inside": "lung" if "lung" in of else None}
     summary = {
         "split": split, "fold": 0, "leaky_slice_split": split == "val", "threshold": 0.5, "tta": split == "val",
         "ensemble": [], "model": {"step": "60"}, "n_cases": n_patients, "n_patients": n_patients, "n_without_spacing": 1,
-        "postprocessing": {"lung": {"threshold": 0.5}, "infection": rule} if split == "val" else None,
+        "postprocessing": dict.fromkeys(of, {"threshold": 0.5}) | {"infection": rule} if split == "val" else None,
         "empty_masks": "exclude", "bootstrap_resamples": 2000, "regions": regions,
     }  # fmt: skip
     write_json(folder / "summary.json", summary)
     write_csv(folder / "per_case.csv", rows)
     write_csv(folder / "per_patient.csv", [row | {"case": "all"} for row in rows])
     if split == "val":
-        counts = rng.integers(0, 1000, (2, 2, 100)).tolist()
-        of_regions = {name: {"positive": p, "negative": n} for name, (p, n) in zip(REGIONS, counts, strict=True)}
+        counts = rng.integers(0, 1000, (len(of), 2, 100)).tolist()
+        of_regions = {name: {"positive": p, "negative": n} for name, (p, n) in zip(of, counts, strict=True)}
         write_json(folder / "probabilities.json", {"bins": 100, "regions": of_regions})
     for name in ("infection_worst", "infection_best", "lung_median"):
         (folder / "figures").mkdir(exist_ok=True)
         (folder / f"figures/{name}.png").write_bytes(PIXEL)
 
 
-def case_row(rng: np.random.Generator, number: int) -> dict[str, Any]:
+def case_row(rng: np.random.Generator, number: int, regions: Sequence[str]) -> dict[str, Any]:
     patient = HOSTILE if number == 5 else f"patient-{number:03}_of_a_hospital_with_a_long_name"
     row: dict[str, Any] = {"case": f"patient-{number:03}_series-0", "patient": patient}
-    for region in REGIONS:
+    for region in regions:
         tp, fp, fn = (int(n) for n in rng.integers(500, 2000, 3))
         if region == "infection":
             ways = {1: (0, 40, 0), 2: (0, 0, 50), 3: (5, 100, 100), 4: (0, 0, 0)}  # false alarm, miss, poor, healthy

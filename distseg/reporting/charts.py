@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn from numbers: nothing is loaded, and colours are the page's CSS variables (see style.css).
+"""Charts as inline SVG, drawn from numbers: nothing is loaded, and colours are the page's CSS variables: labels' and style.css's.
 
 Text is given as it is and escaped here. Legends stand beside the drawing, never on it.
 """
@@ -10,9 +10,11 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
+from distseg.pictures import LABEL_COLOURS
+
 WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 48, 16, 30, 40  # around the plot
-COLOURS = 6  # of the page's palette
+NEUTRAL = -1  # colour of what is no label
 HEAT_STEPS = 7
 CHARACTER = 7.2  # width of one in the charts' type, about
 NAMES_SPOKEN = 12
@@ -72,7 +74,7 @@ class Line:
     points: Sequence[Point]
     """NaN breaks the line"""
     colour: int = 0
-    """of the palette, from 0; it repeats"""
+    """of the palette, from 0 (label 1's); it repeats. NEUTRAL: none of a label"""
     style: Style = "solid"
     markers: bool = False
     strong: bool = False
@@ -126,11 +128,29 @@ def line_chart(
     return _figure(title, _svg(title, spoken, [_axes(x, y), *drawn]), _legend(named), note)
 
 
-def scatter(title: str, x: Axis, y: Axis, dots: Sequence[Dot], groups: Sequence[str], note: str = "") -> Markup:
-    """Dots with their intervals, a colour a group; labels that would lie on another are left out."""
+def scatter(
+    title: str,
+    x: Axis,
+    y: Axis,
+    dots: Sequence[Dot],
+    groups: Sequence[str],
+    note: str = "",
+    colours: Mapping[str, int] | None = None,
+) -> Markup:
+    """Dots with their intervals, a colour a group; labels that would lie on another are left out.
+
+    Args:
+        title: over the chart.
+        x, y: the axes.
+        dots: later ones on top.
+        groups: all there are, in the legend's order.
+        note: a sentence under the chart.
+        colours: of the groups; None: in their order.
+    """
+    colours = colours or {group: index for index, group in enumerate(groups)}
     shown = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y) and (dot.x > 0 or not x.log)]
-    drawn = [_dot(dot, groups.index(dot.group), x, y) for dot in shown]
-    legend: list[Entry] = [(group, index, "solid", True) for index, group in enumerate(groups)]
+    drawn = [_dot(dot, colours[dot.group], x, y) for dot in shown]
+    legend: list[Entry] = [(group, colours[group], "solid", True) for group in groups]
     svg = _svg(title, f"{y.label} against {x.label}, {len(shown)} points", [_axes(x, y), *drawn, _labels(shown, x, y)])
     return _figure(title, svg, _legend(legend, only_markers=True), note)
 
@@ -158,6 +178,11 @@ def heat_map(
             parts.append(_cell(f"{row}, {column}", box, value, (low, high), (row, column) in best))
     svg = _svg(title, f"{len(rows)} rows, {len(columns)} columns, from {low:.3f} to {high:.3f}", parts, width, height)
     return _figure(title, svg, _heat_legend(low, high) if finite else Markup(""), note, "heat")
+
+
+def colour_class(colour: int) -> str:
+    """The CSS class of a colour; see `Line.colour`."""
+    return "neutral" if colour == NEUTRAL else f"c{colour % len(LABEL_COLOURS)}"
 
 
 def interval_strip(mean: float, interval: Sequence[float] | None) -> Markup:
@@ -201,9 +226,9 @@ def _legend(entries: Sequence[Entry], *, only_markers: bool = False) -> Markup:
     """Names beside their lines or dots; a line that is alone needs none."""
     items = []
     for name, colour, style, markers in entries if len(entries) > 1 else ():
-        line = "" if only_markers else f'<path class="line {style}" d="M1 6H27"/>'
+        line = "" if only_markers else _cased(f"line {style}", "M1 6H27")
         dot = '<circle class="dot" cx="14" cy="6" r="3.5"/>' if markers else ""
-        swatch = f'<svg viewBox="0 0 28 12" class="c{colour % COLOURS}" aria-hidden="true">{line}{dot}</svg>'
+        swatch = f'<svg viewBox="0 0 28 12" class="{colour_class(colour)}" aria-hidden="true">{line}{dot}</svg>'
         items.append(Markup("<li>{}{}</li>").format(Markup(swatch), name))
     return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items)) if items else Markup("")
 
@@ -267,11 +292,13 @@ def _line(line: Line, x: Axis, y: Axis) -> str:
         f"{escape(line.name)}: {value:.4g} at {_tick(at)}</title></circle>"
         for at, value in (inside if line.markers or len(inside) == 1 else ())
     )
-    strong = " strong" if line.strong else ""
-    return (
-        f'<g class="c{line.colour % COLOURS}"><title>{escape(line.name)}</title>'
-        f'<path class="line {line.style}{strong}" d="{"".join(path)}"/>{dots}</g>'
-    )
+    drawn = _cased(f"line {line.style}{' strong' if line.strong else ''}", "".join(path))
+    return f'<g class="{colour_class(line.colour)}"><title>{escape(line.name)}</title>{drawn}{dots}</g>'
+
+
+def _cased(kind: str, path: str) -> str:
+    """A line on a wider one: a label's colour may be as bright as a white page, or as dark as a black one."""
+    return f'<path class="{kind} casing" d="{path}"/><path class="{kind}" d="{path}"/>'
 
 
 def _dot(dot: Dot, colour: int, x: Axis, y: Axis) -> str:
@@ -282,7 +309,7 @@ def _dot(dot: Dot, colour: int, x: Axis, y: Axis) -> str:
         whisker = f'<path class="whisker" d="M{at:.1f} {low:.1f}V{high:.1f}"/>'
     told = f"{dot.name}: {dot.y:.4g} at {_tick(dot.x)}"
     return (
-        f'<g class="c{colour % COLOURS}">{whisker}<circle class="dot" cx="{at:.1f}" cy="{up:.1f}" r="4">'
+        f'<g class="{colour_class(colour)}">{whisker}<circle class="dot" cx="{at:.1f}" cy="{up:.1f}" r="4">'
         f"<title>{escape(told)}</title></circle></g>"
     )
 

@@ -5,6 +5,7 @@ Files that an evaluation does not have are left out, as are columns of scores th
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from distseg.reporting.charts import Axis, Dot, Line, Mark, line_chart, scatter
+from distseg.errors import DistsegError
+from distseg.reporting.charts import NEUTRAL, Axis, Dot, Line, Mark, line_chart, scatter
 from distseg.reporting.page import as_number, picture, read_table, shown
 from distseg.reporting.probabilities import NEAR_ZERO, Calibration, best_threshold, calibration, threshold_scores
+from distseg.runs.folder import RunFolder, best_metadata
+from distseg.scoring.postprocessing import RULES, RegionRule, read_rules, rules_as_dict
 
 LOW_DICE = 0.5
 IN_TABLES = ("dice", "precision", "sensitivity", "nsd_2mm", "hd95_mm", "truth_ml", "predicted_ml")
@@ -68,6 +72,10 @@ class Split:
     patients: list[dict[str, str]]
     probabilities: dict[str, Any] | None
     pictures: list[Picture]
+    stale: str | None = None
+    """why these scores are no longer what the run would score, in a sentence"""
+    again: str = ""
+    """the command that scores it anew"""
 
     @property
     def title(self) -> str:
@@ -151,15 +159,41 @@ class Split:
 def read_splits(run: Path) -> list[Split]:
     """Every evaluation of a run, validation first."""
     folders = [run / "eval" / split for split in ("val", "test")]
-    return [_read_split(folder) for folder in folders if (folder / "summary.json").is_file()]
+    return [_read_split(run, folder) for folder in folders if (folder / "summary.json").is_file()]
 
 
-def calibration_chart(split: Split) -> Markup:
-    """A line a region: how often voxels of a probability are in it."""
-    lines = [Line("perfect", [(0, 0), (1, 1)], 5, "dashed")]
+def why_stale(run: Path, scored: Path, summary: Mapping[str, Any]) -> str | None:
+    """Why scores are no longer what the run would score: better weights since, or other rules of post-processing.
+
+    Args:
+        run: its folder.
+        scored: the summary.json of the scores.
+        summary: what is in it.
+
+    Returns:
+        A sentence; None where they are new, or nobody can know.
+    """
+    step, best = (summary.get("model") or {}).get("step"), best_metadata(RunFolder(run)).get("step")
+    if step is not None and best is not None and step != best:
+        return f"Scored before the end: they are of the weights of step {step}; the best are of step {best} now."
+    try:
+        now = rules_as_dict(read_rules(run))
+    except DistsegError:  # which `distseg evaluate` will say
+        return None
+    made_with = summary.get("postprocessing")
+    # Scores without rules that are newer than the rules were asked for: `distseg evaluate --raw`.
+    is_older = scored.stat().st_mtime < (run / RULES).stat().st_mtime if now is not None else False
+    if now is None or _same_rules(made_with, now) or not (made_with or is_older):
+        return None
+    return f"They are older than the post-processing in {RULES}, which the run is scored with now."
+
+
+def calibration_chart(split: Split, colours: Mapping[str, int]) -> Markup:
+    """A line a region, in its colour: how often voxels of a probability are in it."""
+    lines = [Line("perfect", [(0, 0), (1, 1)], NEUTRAL, "dashed")]
     found = dict(_calibrations(split))
-    for index, (region, curve) in enumerate(found.items()):
-        lines.append(Line(region, curve.points, index, markers=True))
+    for region, curve in found.items():
+        lines.append(Line(region, curve.points, colours[region], markers=True))
     x, y = Axis("predicted probability", 0.0, 1.0), Axis("share of voxels in the region", 0.0, 1.0)
     errors = ", ".join(f"{region} {shown(curve.error)}" for region, curve in found.items())
     above = ", ".join(f"{region} {shown(curve.error_above)}" for region, curve in found.items())
@@ -189,8 +223,8 @@ def threshold_chart(split: Split, region: str, colour: int) -> Markup:
     return line_chart(f"Thresholds, {region}", Axis("threshold", 0, 1), Axis("", 0, 1), lines, marks, note)
 
 
-def size_chart(split: Split) -> Markup | None:
-    """Dice of each volume against the region's true size; None where no size is known."""
+def size_chart(split: Split, colours: Mapping[str, int]) -> Markup | None:
+    """Dice of each volume against the region's true size, in its colour; None where no size is known."""
     dots = [
         Dot(f"{row['case']}, {region}", as_number(row[f"{region}_truth_ml"]), as_number(row[f"{region}_dice"]), region)
         for region in split.regions
@@ -201,7 +235,7 @@ def size_chart(split: Split) -> Markup | None:
     if not known:
         return None
     x = Axis.around("true volume, ml", [dot.x for dot in known], log=True)
-    return scatter("Dice against size, volumes", x, Axis("Dice", 0, 1), known, list(split.regions))
+    return scatter("Dice against size, volumes", x, Axis("Dice", 0, 1), known, list(split.regions), colours=colours)
 
 
 def _rule_in_words(rule: Mapping[str, Any]) -> str:
@@ -221,7 +255,22 @@ def _calibrations(split: Split) -> Iterator[tuple[str, Calibration]]:
             yield region, calibration(*counts)
 
 
-def _read_split(folder: Path) -> Split:
+def _same_rules(made_with: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+    """Whether both make the same masks; what an older distseg did not write has its default."""
+    if made_with is None or set(made_with) != set(now):
+        return False
+    default = rules_as_dict({region: RegionRule() for region in now}) or {}
+    return all((default[region] | dict(made_with[region])) == now[region] for region in now)
+
+
+def _command(run: Path, split: str, summary: Mapping[str, Any]) -> str:
+    words = ["distseg", "evaluate", str(run), "--split", split, *(["--tta"] if summary.get("tta") else [])]
+    if others := summary.get("ensemble"):
+        words += ["--ensemble", *others]
+    return shlex.join(words)
+
+
+def _read_split(run: Path, folder: Path) -> Split:
     summary = json.loads((folder / "summary.json").read_text())
     bins = folder / "probabilities.json"
     return Split(
@@ -231,6 +280,8 @@ def _read_split(folder: Path) -> Split:
         read_table(folder / "per_patient.csv"),
         json.loads(bins.read_text()) if bins.is_file() else None,
         _pictures(folder / "figures", list(summary["regions"])),
+        why_stale(run, folder / "summary.json", summary),
+        _command(run, folder.name, summary),
     )
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from distseg.pictures import LABEL_COLOURS
+from distseg.reporting.charts import colour_class
 from distseg.tables import read_csv
 
 UNDEFINED = "–"
-LABELS = {
+TITLES = {
     "dice": "Dice",
     "iou": "IoU",
     "nsd_1mm": "NSD at 1 mm",
@@ -37,11 +39,12 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "label": label}
+    environment.filters |= {"shown": shown, "label": label, "colour_class": colour_class}
     script = resources.files("distseg.reporting").joinpath("sort.js").read_text()
     # The page may load nothing and run this script alone, whatever a name in a table says.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(script=Markup(script), script_sha256=digest, **values)
+    own = {"script": Markup(script), "script_sha256": digest, "palette": LABEL_COLOURS}
+    return environment.get_template(template).render(**own, **values)
 
 
 def shown(value: float | str | None, name: str = "") -> str:
@@ -65,7 +68,7 @@ def as_number(value: float | str | None) -> float:
 
 def label(name: str) -> str:
     """A score's name for readers."""
-    return LABELS.get(name, name.replace("_", " ").capitalize())
+    return TITLES.get(name, name.replace("_", " ").capitalize())
 
 
 def picture(path: Path) -> str:

@@ -1,17 +1,19 @@
 """The page about a run: what it scored, where it failed, how it learned, and what it was made of."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from distseg.config import Config, config_as_yaml
+from distseg.config import Config
+from distseg.config_files import config_as_yaml
 from distseg.data.store import Store, open_store, split_slices
 from distseg.errors import DistsegError
-from distseg.reporting.charts import Axis, Line, Mark, interval_strip, line_chart
+from distseg.pictures import own_labels
+from distseg.reporting.charts import NEUTRAL, Axis, Line, Mark, interval_strip, line_chart
 from distseg.reporting.evaluated import Split, calibration_chart, read_splits, size_chart, threshold_chart
 from distseg.reporting.page import as_number, picture, render, shown
 from distseg.runs.folder import best_metadata, open_run
@@ -45,6 +47,7 @@ def run_page(run: Path) -> tuple[str, list[str]]:
     patients, no_patients = _patients(config)
     overlays = folder.figures / "overlays.png"
     environment = run / "environment.json"
+    colours = region_colours(config, splits)
     page = render(
         "run.html.j2",
         name=run.resolve().name,
@@ -54,24 +57,34 @@ def run_page(run: Path) -> tuple[str, list[str]]:
         best=best,
         best_dice=as_number(best.get("mean_dice")),
         splits=splits,
+        regions=list(dict.fromkeys(region for split in splits for region in split.regions)),
+        colours=colours,
         leaky=config.data.leaky_slice_split or any(split.summary.get("leaky_slice_split") for split in splits),
-        curves=learning_curves(rows, int(best["step"]) if "step" in best else None),
+        curves=learning_curves(rows, int(best["step"]) if "step" in best else None, colours),
         validations=[row for row in rows if row["split"] == "val"],
-        charts={split.name: _charts(split) for split in splits},
+        charts={split.name: _charts(split, colours) for split in splits},
         overlays=picture(overlays) if overlays.is_file() and not splits else None,
         patients=patients,
         no_patients=no_patients,
         strip=interval_strip,
     )
     return page, [
-        f"{split.name} {region}: Dice {shown(scores['dice']['mean'])}"
+        f"{split.name} {region}: Dice {shown(scores['dice']['mean'])}{' (stale)' if split.stale else ''}"
         for split in splits
         for region, scores in split.regions.items()
     ]
 
 
-def learning_curves(rows: Sequence[dict[str, Any]], best_step: int | None) -> list[Markup]:
-    """Loss, and Dice of each region, of training and validation over steps; none for no rows."""
+def region_colours(config: Config, splits: Sequence[Split]) -> dict[str, int]:
+    """A region's colour is that of its outlines in pictures; regions that were renamed since have the next ones."""
+    found = {region: label - 1 for region, label in own_labels(config.regions).items()}
+    for region in (region for split in splits for region in split.regions):
+        found.setdefault(region, max(found.values(), default=-1) + 1)
+    return found
+
+
+def learning_curves(rows: Sequence[dict[str, Any]], best_step: int | None, colours: Mapping[str, int]) -> list[Markup]:
+    """Loss, and Dice of each region in its colour, of training and validation over steps; none for no rows."""
     if not rows:
         return []
     marks = [Mark(best_step, f"best: step {best_step:,}")] if best_step is not None else []
@@ -81,18 +94,17 @@ def learning_curves(rows: Sequence[dict[str, Any]], best_step: int | None) -> li
     note = f"Training: means of {each} steps." if each > 1 else ""
     regions = list(rows[0]["dice"])
     losses = [
-        Line("training", [(row["step"], _number(row["loss"])) for row in train], 0, "faint"),
-        Line("validation", [(row["step"], _number(row["loss"])) for row in val], 0, markers=True),
+        Line("training", [(row["step"], _number(row["loss"])) for row in train], NEUTRAL, "faint"),
+        Line("validation", [(row["step"], _number(row["loss"])) for row in val], NEUTRAL, markers=True),
     ]
     y = Axis.around("loss", [value for line in losses for _, value in line.points], from_zero=True)
     dice = []
-    for index, region in enumerate(regions):
-        dice.append(
-            Line(f"{region}, training", [(r["step"], _number(r["dice"][region])) for r in train], index, "faint")
-        )
-    for index, region in enumerate(regions):
+    for region in regions:
+        of_region = [(row["step"], _number(row["dice"][region])) for row in train]
+        dice.append(Line(f"{region}, training", of_region, colours.get(region, NEUTRAL), "faint"))
+    for region in regions:
         of_region = [(row["step"], _number(row["dice"].get(region))) for row in val]
-        dice.append(Line(f"{region}, validation", of_region, index, markers=True))
+        dice.append(Line(f"{region}, validation", of_region, colours.get(region, NEUTRAL), markers=True))
     return [
         line_chart("Loss", x, y, losses, marks, note),
         line_chart("Dice", x, Axis("Dice", 0, 1), dice, marks, note),
@@ -112,12 +124,12 @@ def _thinned(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]
     return means, each
 
 
-def _charts(split: Split) -> list[Markup]:
-    known = [(index, region) for index, region in enumerate(split.regions) if split.counts(region) is not None]
-    charts = [threshold_chart(split, region, index) for index, region in known]
+def _charts(split: Split, colours: Mapping[str, int]) -> list[Markup]:
+    known = [region for region in split.regions if split.counts(region) is not None]
+    charts = [threshold_chart(split, region, colours[region]) for region in known]
     if known:
-        charts.append(calibration_chart(split))
-    sizes = size_chart(split)
+        charts.append(calibration_chart(split, colours))
+    sizes = size_chart(split, colours)
     return [*charts, sizes] if sizes is not None else charts
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distseg.config import load_config
+from distseg.config_files import load_config
 from distseg.files import write_text
 from distseg.metrics import mean_defined, patient_bootstrap_ci
 from distseg.studies.grid import Run, Study

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import signal
 import threading
 import time
@@ -13,7 +14,6 @@ from types import FrameType
 from distseg.data.store import open_store
 from distseg.errors import DistsegError, Stopped
 from distseg.files import locked, write_text
-from distseg.studies.costs import draw_study
 from distseg.studies.executors import gpu_slots, run_here, run_on_cluster, run_on_slurm, running_array
 from distseg.studies.grid import Run, Study, changed_keys, load_study
 from distseg.studies.results import dice_in_words, write_tables
@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def run_study(study: Study) -> int:
-    """Does what is not done yet and writes results.csv, table.md and figures/.
+    """Does what is not done yet and writes results.csv and table.md.
 
     Returns:
         0, or 1 where a run failed; the others are done all the same.
@@ -45,8 +45,8 @@ def run_study(study: Study) -> int:
         if children.signum:
             name = signal.Signals(children.signum).name
             raise Stopped(f"{study.root}: stopped by {name}; started again, it goes on", children.signum)
-        draw_study(study, runs, tasks)
-    print(f"{study.root}: {len(runs) - len(failed)} of {len(runs)} runs done; see table.md, results.csv and figures/")
+    print(f"{study.root}: {len(runs) - len(failed)} of {len(runs)} runs done; see table.md and results.csv")
+    print(f"charts of them: distseg report {shlex.quote(str(study.root))}")
     for outcome in failed:
         print(f"failed: {outcome.name}: {outcome.error} (log {study.root / 'logs' / outcome.name}.log)")
     return 1 if failed else 0
@@ -146,7 +146,7 @@ def _do_missing(study: Study, runs: Sequence[Run], tasks: Sequence[Task], childr
     settings = study.settings
     missing = [(run.index, task) for run, task in zip(runs, tasks, strict=True) if not task.is_done()]
     todo, indices = [task for _, task in missing], [index for index, _ in missing]
-    progress = Progress(study, tasks, todo)
+    progress = StudyProgress(study, tasks, todo)
     progress.open()
     if not todo:
         return []
@@ -170,7 +170,7 @@ def _do_missing(study: Study, runs: Sequence[Run], tasks: Sequence[Task], childr
     return failed
 
 
-class Progress:
+class StudyProgress:
     """A line when a run starts and when it ends, from any thread."""
 
     def __init__(self, study: Study, tasks: Sequence[Task], todo: Sequence[Task]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import distseg
-from distseg.config import config_as_yaml, load_config
+from distseg.config_files import config_as_yaml, load_config
 from distseg.errors import DistsegError
 from distseg.files import InUse, locked, write_json, write_text
 from distseg.shipped import shipped
