@@ -108,7 +108,7 @@ def test_a_second_prepare_of_the_same_store_is_refused_while_one_runs(source: Pa
 
 def test_a_killed_prepare_takes_its_workers_and_its_lock_along(source: Path, tmp_path: Path) -> None:
     slow = (
-        "import sys, time, distseg.data.preparing as p; p.read_image = lambda source: (print('reading', flush=True), time.sleep(600));"
+        "import os, sys, time, distseg.data.preparing as p; p.read_image = lambda source: (os.write(1, b'reading\\n'), time.sleep(600));"
         "from distseg.commands.prepare import main; sys.exit(main())"
     )
     words = [sys.executable, "-c", slow, str(source), str(tmp_path / "store"), "--folds", "3", "--workers", "2"]
