@@ -20,6 +20,7 @@ from distseg.rules import Rule, Section, checked
 IGNORED_LABEL = 255  # pixels of this label count in no loss and in no metric
 MAX_LABEL = 62  # of a region, which kernels read as a 64-bit mask over labels
 AIR_HU = -1024.0  # what lies outside a slice
+FLIP_PROBABILITY = 0.5
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -30,6 +31,10 @@ Side = Annotated[int, Field(ge=32)]
 Range = Annotated[tuple[float, float], Rule(lambda pair: 0 < pair[0] <= pair[1], "a pair of numbers, 0 < low <= high")]
 ShareRange = Annotated[
     tuple[float, float], Rule(lambda pair: 0 < pair[0] <= pair[1] <= 1, "a pair of numbers, 0 < low <= high <= 1")
+]
+Label = Annotated[
+    int | str,
+    Rule(lambda label: isinstance(label, str) or 1 <= label <= MAX_LABEL, "a label, by name or by number (1 to 62)"),
 ]
 Window = Annotated[tuple[float, float], Rule(lambda pair: pair[0] < pair[1], "a pair of numbers, low < high")]
 Decoder = Literal["unetplusplus", "unetplus", "deeplabv3", "deeplabv3plus"]
@@ -57,8 +62,8 @@ class AugmentConfig:
     preset: Literal["none", "study", "strong"] = "study"
     """where values come from that are not given: nothing, the study's flip and affine, or all that is below; behind a command
     it replaces all that a file says of data.augment"""
-    flip_probability: Share = 0.5
-    """left-right flip"""
+    flip_probability: Share | None = None
+    """left-right flip; null: 0.5, or 0 where a region has a side (left_lung, right_lung), which a flip would change"""
     affine_probability: Share = 0.7
     """one random rotation + scale + shear + shift, resampled once"""
     rotate_deg: NotNegative = 15.0
@@ -104,6 +109,11 @@ class AugmentConfig:
     cutout: Share = 0.25
     """largest side of a rectangle that is set to 0 in the image (not in the labels), as a fraction of image_size"""
 
+    @property
+    def flips(self) -> float:
+        """The probability of a flip; where it is left open and no store has settled it, that of regions without a side."""
+        return FLIP_PROBABILITY if self.flip_probability is None else self.flip_probability
+
 
 _PROBABILITIES = [f.name for f in dataclasses.fields(AugmentConfig) if f.name.endswith("_probability")]
 # "study" is what AugmentConfig says; "strong" has the strengths and roughly the probabilities of nnU-Net's 2D training.
@@ -139,8 +149,8 @@ class DataConfig:
     """each maps HU to [0, 1], clipped outside, and makes a channel"""
     neighbours: CountOrZero = 0
     """slices on each side that come as channels too (2.5D); labels are those of the middle one"""
-    focus_region: str = "infection"
-    """what focused crops and over-sampling look for"""
+    focus_region: str | None = None
+    """what focused crops and over-sampling look for; null: the region with the fewest voxels in the store"""
     focus_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """over-sampling: slices with the focus region are repeated until they are this share of an epoch's samples"""
     last_batch: Literal["mask", "drop"] = "mask"
@@ -150,6 +160,11 @@ class DataConfig:
     log_samples: bool = False
     """each rank writes RUN/samples/rank<r>.jsonl: what it was given, with digests"""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    @property
+    def focuses(self) -> bool:
+        """Whether anything looks for focus_region."""
+        return self.focus_share is not None or self.augment.focus_probability > 0
 
     @property
     def channels(self) -> int:
@@ -335,9 +350,10 @@ class EvaluateConfig:
     batch_size: Count = 4
     """slices in one forward pass"""
     tta: bool = False
-    """test-time augmentation: the mean probability over the image's four flips, at each size of tta_scales"""
+    """test-time augmentation: the mean probability over the image and, where training flipped images, its mirror image, at each
+    size of tta_scales"""
     tta_scales: Annotated[tuple[Annotated[float, Field(ge=0.1, le=10)], ...], Field(min_length=1)] = (1.0,)
-    """multiples of the size that the network works at"""
+    """multiples of the size that the network works at, as far as training scaled images (data.augment.scale)"""
     window: Side | None = None
     """larger images are seen through half overlapping windows of this side, pixels; null: whole"""
 
@@ -354,23 +370,41 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    regions: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"lung": (1, 2), "infection": (2,)})
-    """region -> the labels it is the union of, 1 to 62; the network gives one logit each"""
+    regions: Mapping[str, Annotated[tuple[Label, ...], Field(min_length=1)]] = field(default_factory=dict)
+    """region -> names of the labels that it is the union of; the network gives one logit each. {}: the store's own, one a label,
+    the lung with its infection"""
+    labels: Mapping[str, CountOrZero] = field(default_factory=dict)
+    """label -> its number in masks; taken from the store, and written into the run's configuration"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """of all that is random: first weights, order of the slices, augmentation, dropout, patient resamples"""
     output_dir: str = "run"
     """folder of the run"""
 
     def __post_init__(self) -> None:
-        _refuse_unless(len(self.regions) > 0, "regions", "{}", "at least one region is needed")
-        for name, labels in self.regions.items():
-            in_range = len(labels) > 0 and all(1 <= label <= MAX_LABEL for label in labels)
-            _refuse_unless(in_range, f"regions.{name}", list(labels), f"must name labels from 1 to {MAX_LABEL}")
+        if not self.regions:
+            return  # the store's own, which nobody knows yet
         known = f"must be one of the regions ({', '.join(self.regions)})"
         for name in self.loss.region_weights:
             _refuse_unless(name in self.regions, "loss.region_weights", name, known)
-        if self.data.focus_share is not None or self.data.augment.focus_probability > 0:
-            _refuse_unless(self.data.focus_region in self.regions, "data.focus_region", self.data.focus_region, known)
+        focus = self.data.focus_region
+        _refuse_unless(not self.data.focuses or focus in (None, *self.regions), "data.focus_region", focus, known)
+
+    @property
+    def region_labels(self) -> dict[str, tuple[int, ...]]:
+        """Region -> the numbers of its labels.
+
+        Raises:
+            DistsegError: regions that name labels, before a store has told their numbers (see `distseg.data.store.settled`).
+        """
+        try:
+            return {
+                region: tuple(label if isinstance(label, int) else self.labels[label] for label in labels)
+                for region, labels in self.regions.items()
+            }
+        except KeyError as error:
+            raise DistsegError(
+                f"regions: got label {error}; labels are {dict(self.labels)}; choose from them"
+            ) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, as YAML and JSON can hold them."""

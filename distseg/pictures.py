@@ -42,16 +42,6 @@ def colour_of_label(label: int) -> str:
     return LABEL_COLOURS[(label - 1) % len(LABEL_COLOURS)]
 
 
-def own_labels(regions: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """The label that a region is written as in masks, whose colour is its own too: the one that the fewest others share.
-
-    Args:
-        regions: region -> its labels.
-    """
-    shared = {label: sum(label in labels for labels in regions.values()) for own in regions.values() for label in own}
-    return {name: min(own, key=lambda label: (shared[label], label)) for name, own in regions.items()}
-
-
 def save_figure(figure: "Figure", path: Path) -> None:
     """As PNG; there under its name when it is whole."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here and below: few commands draw, and it is slow

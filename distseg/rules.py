@@ -18,7 +18,7 @@ from distseg.errors import DistsegError
 
 Section = TypeVar("Section")
 
-MANY = {"a number": "numbers", "an integer": "integers", "a pair": "pairs", "a list": "lists"}
+MANY = {"a number": "numbers", "an integer": "integers", "a pair": "pairs", "a list": "lists", "a label": "labels"}
 LIMITS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
 PLAIN = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
 

@@ -91,18 +91,18 @@ def _check(config: "Config", *, resume: bool, with_store: bool) -> "RunFolder":
     Returns:
         The folder of the run.
     """
-    from distseg.data.store import open_store  # these here, so that --help and --print-config answer at once
+    from distseg.data.store import open_store, settled  # these here, so that --help and --print-config answer at once
     from distseg.runs.folder import RunFolder, open_run
     from distseg.runs.training_slices import training_slices
 
     folder = RunFolder(Path(config.output_dir))
-    if resume:
-        folder.check_same_run(config)
-    else:
+    if not resume:
         folder.check_free()
     if with_store:
-        slices = training_slices(config, open_store(Path(config.data.store)))
-        folder.check_same_cases(config, slices.cases)
+        store = open_store(Path(config.data.store))
+        config = settled(config, store)
+        folder.check_same_run(config, store)
+        folder.check_same_cases(config, training_slices(config, store).cases)
     if config.model.start_from is not None:
         open_run(Path(config.model.start_from))
     return folder
@@ -118,7 +118,7 @@ def _train(
     resume: bool,
 ) -> None:
     """What every rank does once it is connected and the folder is ours."""
-    from distseg.data.store import open_store
+    from distseg.data.store import open_store, settled
     from distseg.ranks import on_all, on_main
     from distseg.runs.environment import describe_environment
     from distseg.runs.training_slices import training_slices
@@ -126,6 +126,8 @@ def _train(
     from distseg.training.build import build_trainer, describe_training
 
     store = open_store(Path(config.data.store))
+    config = settled(config, store)
+    folder.check_same_run(config, store)  # --datadir has only now made the store
     if config.data.cache_dir is not None:
         roots = on_all(accelerator, lambda: str(_staged(store, config).root))
         store = dataclasses.replace(store, root=Path(roots[accelerator.process_index]))

@@ -63,7 +63,7 @@ def test_later_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("optim.lr=.inf", "config optim.lr: got inf; must be finite"),
         ("data.augment.preset=[]", "config data.augment.preset: got []; must be none, study or strong"),
         ("regions={1: [1]}", "config regions: got 1; must be text"),
-        ("regions={lung: [0]}", "must name labels from 1 to 62"),
+        ("regions={lung: [0]}", "config regions.lung: got 0; must be a label, by name or by number (1 to 62)"),
         ("data=3", "config data: got 3"),
         ("seed.x=3", "got seed.x"),
         ("optim.max_grad_norm=0", "config optim.max_grad_norm: got 0; must be a number above 0, or null"),
@@ -107,7 +107,7 @@ def test_a_preset_fills_in_what_is_not_given() -> None:
     with pytest.raises(DistsegError, match="set data.fit=crop"):
         load_config(None, ["data.augment.focus_probability=0.5"])
     with pytest.raises(DistsegError, match="config data.focus_region: got lesion; must be one of the regions"):
-        load_config(None, ["data.focus_share=0.5", "data.focus_region=lesion"])
+        load_config(None, ["data.focus_share=0.5", "data.focus_region=lesion", "regions={lung: [lung]}"])
 
 
 def test_a_preset_behind_the_command_replaces_what_a_written_file_says_of_every_value(tmp_path: Path) -> None:

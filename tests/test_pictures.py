@@ -12,8 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from distseg.config_files import load_config
-from distseg.models.regions import write_order
-from distseg.pictures import LABEL_COLOURS, Overlay, colour_of_label, draw_overlays, own_labels
+from distseg.pictures import LABEL_COLOURS, Overlay, colour_of_label, draw_overlays
+from distseg.regions import own_labels, write_order
 from tests.conftest import SMALL
 
 APART, FROM_GREY = 22.0, 10.0  # CIELAB (CIE 1976); what is just noticed is about 2.3

@@ -9,6 +9,7 @@ folder of masks, <case>.nii.gz, that anything else made: name the store then.
 """
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,6 +136,7 @@ def _score(
         from distseg.scoring.tuning import tune_run
 
         print_tuned(tune_run(run, store, overrides))
+        print_stale(run, split)
         found = run_to_score(run, split, store, overrides, ensemble, raw)
     return score_run(found)
 
@@ -150,10 +152,9 @@ def _score_masks(
     from distseg.config_files import load_config
     from distseg.scoring.to_score import masks_to_score
 
-    settings = load_config(config, overrides)
+    found = masks_to_score(masks, split, store, load_config(config, overrides))
     for requirement in require:
-        requirement.check(settings.regions)
-    found = masks_to_score(masks, split, store, settings)
+        requirement.check(found.config.regions)
     from distseg.scoring.evaluation import score_masks  # torch is imported once nothing is wrong
 
     return score_masks(found)
@@ -180,6 +181,26 @@ def print_tuned(found: dict[str, Any]) -> None:
         print(
             f"tuned on {found['n_cases']} validation cases, {region}: {rule}; Dice {_shown(dice['plain'])} -> {_shown(dice['chosen'])}"
         )
+        if found["n_cases_with"][region] <= 1:
+            print(
+                f"note: {found['n_cases_with'][region]} of them holds {region}; a rule chosen by one case may not hold for others"
+            )
+
+
+def print_stale(run: Path, scored_now: str) -> None:
+    """Names the scores that were made with other rules; `distseg report` marks them too."""
+    from distseg.reporting.evaluated import why_stale
+
+    for split in SPLITS:
+        summary = run / "eval" / split / "summary.json"
+        if (
+            split != scored_now
+            and summary.is_file()
+            and (why := why_stale(run, summary, json.loads(summary.read_text())))
+        ):
+            print(
+                f"note: scores in {summary.parent} are stale. {why} To score again: distseg evaluate {run} --split {split}"
+            )
 
 
 def check(requirements: "Sequence[Requirement]", summary: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def draw_augmentation(augment: AugmentConfig, seed: int, epoch: int, sample: int
         shear = np.array([[1, augment.shear * (2 * shear_x - 1)], [augment.shear * (2 * shear_y - 1), 1]])
         linear = rotation @ shear / _log_between(augment.scale, zoom)
         shift = augment.shift * (2 * u[6:8] - 1)
-    if flip < augment.flip_probability:
+    if flip < augment.flips:
         linear = linear @ np.diag([-1.0, 1.0])
     crop = 2 * u[8:10] - 1
     draw = Draw(linear, (shift[0], shift[1]), (crop[0], crop[1]))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from distseg.config import Config
 from distseg.data.pipeline import Batch, build_train_loader, build_val_loader
 from distseg.data.plan import Plan
-from distseg.data.store import Slices, Store, open_store
+from distseg.data.store import Slices, Store, open_store, rarest_region, settled
 from distseg.pictures import draw_legend, draw_outlines, draw_slice, save_figure
 
 SLICE_IN = 2.4  # width of a slice
@@ -23,10 +23,11 @@ def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> in
         DistsegError: no such store, fold or slice.
     """
     store = open_store(Path(config.data.store))
+    config = settled(config, store)
     slices = _telling_slices(config, store, n_slices)
     plan = Plan(len(slices), len(slices))
     device = torch.device("cpu")
-    focus = config.regions.get(config.data.focus_region, ())
+    focus = config.region_labels[_focus_region(config, store)]
     unchanged = list(islice(build_val_loader(config.data, slices, plan, device), 1))
     loader = build_train_loader(config.data, slices, plan, config.seed, device, focus_labels=focus)
     columns = [_kept(batch, config) for batch in (*unchanged, *islice(loader, n_epochs))]
@@ -46,11 +47,14 @@ def draw_preview(config: Config, path: Path, n_slices: int, n_epochs: int) -> in
 def _telling_slices(config: Config, store: Store, n_slices: int) -> Slices:
     """Evenly chosen among the training slices with the focus region, or among all where none has it."""
     slices = store.slices_of_split("train", config.data.fold)
-    numbers = config.regions.get(config.data.focus_region, ())
-    found = slices.holding([name for name, number in store.labels.items() if number in numbers])
+    found = slices.holding([*map(str, config.regions[_focus_region(config, store)])])
     places = found if len(found) else np.arange(len(slices))
     chosen = places[np.linspace(0, len(places) - 1, min(n_slices + 2, len(places))).astype(int)]
     return Slices(store.root, slices.cases, np.unique(chosen)[1:-1] if len(chosen) > n_slices else np.unique(chosen))
+
+
+def _focus_region(config: Config, store: Store) -> str:
+    return config.data.focus_region or rarest_region(config, store)
 
 
 def _kept(batch: Batch, config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,8 @@ from distseg.data.dicom import Frame, series_affine, sorted_frames
 from distseg.data.volume import as_stored, parsing
 from distseg.errors import DistsegError
 from distseg.files import written_aside
-from distseg.pictures import colour_of_label, own_labels
+from distseg.pictures import colour_of_label
+from distseg.regions import own_labels
 
 SERIES_NUMBER = 100  # far above those that a scanner numbers its own with
 MAKER = "distseg"

@@ -22,10 +22,11 @@ import numpy as np
 import pydantic
 
 from distseg.bars import counted
-from distseg.config import Config
+from distseg.config import MAX_LABEL, Config
 from distseg.data.splits import Folds, check_patients_apart
 from distseg.errors import DistsegError
 from distseg.files import sha256_of, write_json
+from distseg.regions import one_sided, own_regions
 
 STORE_VERSION = 2
 FOREGROUND = "foreground.npy"
@@ -244,14 +245,79 @@ def open_store(root: Path) -> Store:
     return store
 
 
-def check_labels(config: Config, store: Store) -> None:
-    """Refuses regions of labels that the store has not."""
-    known = set(store.labels.values())
-    for name, labels in config.regions.items():
-        if unknown := sorted(set(labels) - known):
-            raise DistsegError(
-                f"regions.{name}: got label {unknown[0]}; {store.root} has {dict(store.labels)}; choose from them"
-            )
+def settled(config: Config, store: Store) -> Config:
+    """The configuration with what it leaves to a store: regions by the names of its labels, what is rare, what may be flipped.
+
+    Raises:
+        DistsegError: a region of a label that the store has not, or a flip that would change the side of one.
+    """
+    config = with_labels(config, store.labels, str(store.root))
+    data, augment = config.data, config.data.augment
+    focus = data.focus_region or rarest_region(config, store) if data.focuses else None
+    sided = one_sided({region: tuple(map(str, names)) for region, names in config.regions.items()})
+    if sided and augment.flip_probability:
+        raise DistsegError(
+            f"data.augment.flip_probability: got {augment.flip_probability}; region {sided[0]} has a side, which a flip would "
+            "change; add data.augment.flip_probability=0"
+        )
+    if augment.flip_probability is None:
+        augment = dataclasses.replace(augment, flip_probability=0.0 if sided else augment.flips)
+    return dataclasses.replace(config, data=dataclasses.replace(data, focus_region=focus, augment=augment))
+
+
+def store_of_run(config: Config) -> Store:
+    """The store that a run was trained on.
+
+    Raises:
+        DistsegError: no store there, or one that has been made with other labels since.
+    """
+    store = open_store(Path(config.data.store))
+    if dict(store.labels) != dict(config.labels):
+        raise DistsegError(
+            f"data.store: got {store.root} with labels {dict(store.labels)}; the run has {dict(config.labels)}; prepare it as it was"
+        )
+    return store
+
+
+def rarest_region(config: Config, store: Store) -> str:
+    """The region of a configuration, whose labels have names, that has the fewest voxels in a store."""
+    voxels = {
+        region: sum(case.label_voxels.get(str(name), 0) for case in store.cases for name in names)
+        for region, names in config.regions.items()
+    }
+    return min(voxels, key=voxels.__getitem__)
+
+
+def with_labels(config: Config, labels: Mapping[str, int], where: str) -> Config:
+    """The configuration with regions by the names of these labels: its own ones, or where it has none, those of the labels.
+
+    Args:
+        config: whose regions may name labels, or number them.
+        labels: name -> number.
+        where: they are from, for errors.
+
+    Raises:
+        DistsegError: a region of a label that is not among them.
+    """
+    name_of = {number: name for name, number in labels.items()}
+    regions: dict[str, tuple[str, ...]] = own_regions(labels)
+    if config.regions:
+        regions = {}
+        for region, own in config.regions.items():
+            names = [name_of.get(label, label) if isinstance(label, int) else label for label in own]
+            if unknown := [name for name in names if not labels.get(str(name))]:
+                raise DistsegError(
+                    f"regions.{region}: got label {unknown[0]}; {where} has {dict(labels)}; choose from them"
+                )
+            regions[region] = tuple(map(str, names))
+    if not regions:
+        raise DistsegError(f"regions: got no label in {where}; a region needs one; prepare it with masks")
+    if too_high := [name for names in regions.values() for name in names if labels[name] > MAX_LABEL]:
+        raise DistsegError(
+            f"regions: got label {too_high[0]} with number {labels[too_high[0]]}; regions take numbers up to {MAX_LABEL}; prepare "
+            f"the store again with --labels {too_high[0]}=N"
+        )
+    return dataclasses.replace(config, regions=regions, labels=dict(labels))
 
 
 def split_slices(config: Config, store: Store, split: str) -> Slices:

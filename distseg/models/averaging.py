@@ -18,7 +18,7 @@ from distseg.errors import DistsegError
 from distseg.models.network import SegmentationNetwork
 
 if TYPE_CHECKING:
-    from distseg.config import EvaluateConfig
+    from distseg.config import AugmentConfig, EvaluateConfig
 
 EPSILON = 1e-6  # of a mean probability, so that its logit is finite
 SIGMA = 0.25  # of a window's Gaussian weight, as a fraction of its side: a border counts for a seventh of the middle
@@ -40,23 +40,26 @@ class Ensemble(nn.Module):
 
 
 class AveragedViews(nn.Module):
-    """The logit of a network's mean probability over the image's flips, at several sizes."""
+    """The logit of a network's mean probability over an image and its mirror image, at several sizes."""
 
     flips: list[list[int]]
     scales: list[float]
 
-    def __init__(self, network: nn.Module, stride: int, scales: Sequence[float] = (1.0,)) -> None:
+    def __init__(
+        self, network: nn.Module, stride: int, scales: Sequence[float] = (1.0,), mirrored: bool = True
+    ) -> None:
         """Wraps a network.
 
         Args:
             network: In eval mode.
             stride: What its height and width must be multiples of.
             scales: Sizes at which the image is looked at, as multiples of its own.
+            mirrored: Whether the left-right mirror image counts too.
         """
         super().__init__()
         self.network = network
         self.stride = stride
-        self.flips = [[], [3], [2], [2, 3]]
+        self.flips = [[], [3]] if mirrored else [[]]
         self.scales = [float(scale) for scale in scales]
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -132,8 +135,20 @@ class ReducedPrecision(nn.Module):
         return self.network(image_BCHW.to(self.like.dtype)).float()
 
 
-def build_views(networks: Sequence[nn.Module], settings: "EvaluateConfig", stride: int) -> nn.Module:
-    """The networks, one or several, as one that looks at an image as the `evaluate` section says."""
+def build_views(
+    networks: Sequence[nn.Module], settings: "EvaluateConfig", trained: "Sequence[AugmentConfig]", stride: int
+) -> nn.Module:
+    """The networks, one or several, as one that looks at an image as the `evaluate` section says.
+
+    Args:
+        networks: In eval mode.
+        settings: The section.
+        trained: How each network's training varied images: what it has not seen is not averaged.
+        stride: What height and width must be multiples of.
+
+    Raises:
+        DistsegError: A window that the stride does not divide, or views of images that training did not show.
+    """
     if settings.window is not None:
         if settings.window % stride:
             raise DistsegError(
@@ -141,8 +156,27 @@ def build_views(networks: Sequence[nn.Module], settings: "EvaluateConfig", strid
             )
         networks = [SlidingWindow(network, settings.window) for network in networks]
     if settings.tta:
-        networks = [AveragedViews(network, stride, settings.tta_scales) for network in networks]
+        for augment in trained:
+            _check_views(settings, augment)
+        networks = [
+            AveragedViews(network, stride, settings.tta_scales, augment.flips > 0)
+            for network, augment in zip(networks, trained, strict=True)
+        ]
     return networks[0] if len(networks) == 1 else Ensemble(networks)
+
+
+def _check_views(settings: "EvaluateConfig", augment: "AugmentConfig") -> None:
+    low, high = augment.scale if augment.affine_probability > 0 else (1.0, 1.0)
+    if unseen := [scale for scale in settings.tta_scales if not min(low, 1) <= scale <= max(high, 1)]:
+        raise DistsegError(
+            f"evaluate.tta_scales: got {unseen[0]:g}; training showed scales from {min(low, 1):g} to {max(high, 1):g} "
+            "(data.augment.scale), and others make masks worse; choose from them"
+        )
+    if not augment.flips and set(settings.tta_scales) == {1.0}:
+        raise DistsegError(
+            "evaluate.tta: got true; training did not flip images, so there is nothing to average over; leave it out, or give "
+            "evaluate.tta_scales"
+        )
 
 
 def _resized(x_BCHW: Tensor, height: int, width: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from distseg.config import AIR_HU
-from distseg.models.regions import write_order
+from distseg.models.label_map import LabelMap
 
 
 class HuSegmenter(nn.Module):
@@ -26,12 +26,7 @@ class HuSegmenter(nn.Module):
         n_slices: of the input; the labels are those of the middle one.
         image_size: longer side the network works at, pixels; 0 for the slice's own.
         stride: what h and w are multiples of.
-        threshold: a pixel is in a region where its probability is at least this.
-        written_labels: the label each region writes, in the order of writing: (region index, label), see `write_order`.
-
-    Attributes:
-        thresholds: of each region; `threshold` unless changed.
-        outer: for each region the one it must lie inside, written before it; -1: anywhere.
+        label_map: probabilities of regions -> labels.
     """
 
     def __init__(
@@ -41,8 +36,7 @@ class HuSegmenter(nn.Module):
         n_slices: int,
         image_size: int,
         stride: int,
-        threshold: float,
-        written_labels: Sequence[tuple[int, int]],
+        label_map: LabelMap,
     ):
         super().__init__()
         self.network = network
@@ -52,10 +46,7 @@ class HuSegmenter(nn.Module):
         self.air_hu = AIR_HU
         self.image_size = image_size
         self.stride = stride
-        self.thresholds = [threshold] * len(written_labels)
-        self.outer = [-1] * len(written_labels)
-        self.region_order = [region for region, _ in written_labels]
-        self.label_order = [label for _, label in written_labels]
+        self.label_map = label_map
 
     def forward(self, hu_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Segments slices.
@@ -90,17 +81,7 @@ class HuSegmenter(nn.Module):
         if self.image_size > 0:
             logits = F.interpolate(logits, size=[height, width], mode="bilinear", align_corners=False)
         probability = torch.sigmoid(logits)
-        return self._labels(probability), probability
-
-    def _labels(self, probability_BRHW: torch.Tensor) -> torch.Tensor:
-        """One label a pixel, uint8 (B, 1, H, W)."""
-        mask = torch.zeros_like(probability_BRHW[:, :1], dtype=torch.uint8)
-        found = [probability_BRHW[:, r : r + 1] >= threshold for r, threshold in enumerate(self.thresholds)]
-        for region, label in zip(self.region_order, self.label_order):  # noqa: B905 (scripting knows no strict=)
-            if self.outer[region] >= 0:
-                found[region] = found[region] & found[self.outer[region]]
-            mask = mask.masked_fill(found[region], label)
-        return mask
+        return self.label_map(probability), probability
 
 
 def build_segmenter(
@@ -116,4 +97,4 @@ def build_segmenter(
 ) -> HuSegmenter:
     """The segmenter of a network trained on whole slices (`fit` resize) or on windows at native scale (crop)."""
     side = image_size if fit == "resize" else 0
-    return HuSegmenter(network, windows_hu, n_slices, side, stride, threshold, write_order(regions))
+    return HuSegmenter(network, windows_hu, n_slices, side, stride, LabelMap(regions, threshold))

@@ -12,7 +12,7 @@ from distseg.config import Config
 from distseg.config_files import config_as_yaml
 from distseg.data.store import Store, open_store, split_slices
 from distseg.errors import DistsegError
-from distseg.pictures import own_labels
+from distseg.regions import own_labels
 from distseg.reporting.charts import NEUTRAL, Axis, Line, Mark, interval_strip, line_chart
 from distseg.reporting.evaluated import Split, calibration_chart, read_splits, size_chart, threshold_chart
 from distseg.reporting.page import as_number, picture, render, shown
@@ -77,7 +77,7 @@ def run_page(run: Path) -> tuple[str, list[str]]:
 
 def region_colours(config: Config, splits: Sequence[Split]) -> dict[str, int]:
     """A region's colour is that of its outlines in pictures; regions that were renamed since have the next ones."""
-    found = {region: label - 1 for region, label in own_labels(config.regions).items()}
+    found = {region: label - 1 for region, label in own_labels(config.region_labels).items()}
     for region in (region for split in splits for region in split.regions):
         found.setdefault(region, max(found.values(), default=-1) + 1)
     return found

@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from distseg.config import Config
 from distseg.config_files import PACE_KEYS, comparable, config_as_yaml, differences, load_config
+from distseg.data.store import Store, settled, with_labels
 from distseg.errors import DistsegError
 from distseg.files import locked, remove_if_empty, write_json, write_text
 from distseg.runs.progress import Progress
@@ -86,11 +87,12 @@ class RunFolder:
                 "it, or choose another output_dir"
             )
 
-    def check_same_run(self, config: Config) -> None:
-        """Refuses to resume with a configuration that would make it another run, naming the keys."""
+    def check_same_run(self, config: Config, store: Store) -> None:
+        """Refuses to resume with a configuration, settled with the store, that would make it another run, naming the keys."""
         if not self.config.exists():
             return
-        found = differences(comparable(load_config(self.config).to_dict()), comparable(config.to_dict()))
+        before = settled(load_config(self.config), store)
+        found = differences(comparable(before.to_dict()), comparable(config.to_dict()))
         changed = {key: values for key, values in found.items() if not key.startswith(FREE_ON_RESUME)}
         if changed:
             listed = ", ".join(f"{key} ({before} -> {now})" for key, (before, now) in changed.items())
@@ -193,7 +195,10 @@ def open_run(root: Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Conf
         )
     if not folder.best_weights.is_file():
         raise DistsegError(f"run: got {root} without best/weights.safetensors; train it for at least one epoch first")
-    return folder, load_config(folder.config, overrides)
+    config = load_config(folder.config, overrides)
+    if not config.labels and (known := best_metadata(folder).get("labels")):  # of an earlier distseg
+        config = with_labels(config, json.loads(known), str(folder.best_weights))
+    return folder, config
 
 
 def check_members(members: Sequence[tuple[RunFolder, Config]]) -> None:

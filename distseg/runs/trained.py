@@ -42,7 +42,7 @@ def load_best(folder: RunFolder, config: Config, depth: int | None = None) -> tu
         ) from None
     if config.model.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    return network.eval(), _segmenter(config, [network])
+    return network.eval(), _segmenter([config], [network])
 
 
 def load_ensemble(members: Sequence[tuple[RunFolder, Config]], depth: int | None = None) -> HuSegmenter:
@@ -56,32 +56,33 @@ def load_ensemble(members: Sequence[tuple[RunFolder, Config]], depth: int | None
         DistsegError: a run that sees other images, or has other regions, than the first.
     """
     check_members(members)
-    config = members[0][1]
-    return _segmenter(config, [load_best(*member, depth)[0] for member in members])
+    return _segmenter([config for _, config in members], [load_best(*member, depth)[0] for member in members])
 
 
-def _segmenter(config: Config, networks: Sequence[SegmentationNetwork]) -> HuSegmenter:
+def _segmenter(configs: Sequence[Config], networks: Sequence[SegmentationNetwork]) -> HuSegmenter:
+    """Of networks that were trained as these configurations say; the first one's are used, too."""
+    config = configs[0]
     stride = max(network.stride for network in networks)
     segmenter = build_segmenter(
-        build_views(networks, config.evaluate, stride),
+        build_views(networks, config.evaluate, [each.data.augment for each in configs], stride),
         stride=stride,
         windows_hu=config.data.windows_hu,
         n_slices=2 * config.data.neighbours + 1,
         image_size=config.data.image_size,
         fit=config.data.fit,
         threshold=config.evaluate.threshold,
-        regions=config.regions,
+        regions=config.region_labels,
     )
     return segmenter.eval()
 
 
-def start_from_run(network: SegmentationNetwork, run: Path, regions: Mapping[str, Sequence[int]]) -> None:
+def start_from_run(network: SegmentationNetwork, run: Path, regions: Mapping[str, Sequence[int | str]]) -> None:
     """Loads another run's best weights; heads that were trained for other regions are left as they are.
 
     Args:
         network: to load into.
         run: folder of the other run.
-        regions: what the network's logits are of.
+        regions: what the network's logits are of, by the names of their labels.
 
     Raises:
         DistsegError: no such run, or a network of another encoder, decoder or number of channels.

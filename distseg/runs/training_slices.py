@@ -1,12 +1,11 @@
 """Which slices a run learns from: found before torch is imported, and by every rank alike."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from distseg.config import Config
-from distseg.data.store import Slices, Store, check_labels, split_slices
+from distseg.data.store import Slices, Store, split_slices
 from distseg.errors import DistsegError
 from distseg.runs.folder import SplitCases
 
@@ -25,21 +24,16 @@ class TrainingSlices:
 
 
 def training_slices(config: Config, store: Store) -> TrainingSlices:
-    """The slices of a configuration.
+    """The slices of a configuration that is settled with the store.
 
     Raises:
         DistsegError: the store's labels, fold or slices do not do for it.
     """
-    check_labels(config, store)
     train, val = (split_slices(config, store, split) for split in ("train", "val"))
-    held = {name: train.holding(_label_names(store, labels)) for name, labels in config.regions.items()}
+    held = {name: train.holding([*map(str, labels)]) for name, labels in config.regions.items()}
     if nowhere := [name for name, found in held.items() if not len(found)]:
         raise DistsegError(
             f"regions.{nowhere[0]}: got no training slice of {store.root}, fold {config.data.fold}, that holds it; the "
             "network could not learn it; leave the region out or choose another data.fold"
         )
-    return TrainingSlices(train, val, held.get(config.data.focus_region, np.empty(0, np.int64)))
-
-
-def _label_names(store: Store, labels: Sequence[int]) -> list[str]:
-    return [name for name, number in store.labels.items() if number in labels]
+    return TrainingSlices(train, val, held.get(config.data.focus_region or "", np.empty(0, np.int64)))

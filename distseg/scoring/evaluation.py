@@ -162,7 +162,7 @@ def _score(
 ) -> list[CaseScores]:
     scored = []
     for case in counted(segmented, f"evaluate {split}", len(own.cases), "volume", shown=seen):
-        scored.append(score_case(case, config.regions))
+        scored.append(score_case(case, config.region_labels))
         mask_ZYX = np.zeros(case.case.shape, np.uint8)  # the leaky split scores some slices of a case only
         mask_ZYX[case.z] = case.mask_ZYX
         write_labels(aside / "masks" / f"{case.case.id}.nii.gz", mask_ZYX, case.case.spacing_mm)

@@ -5,7 +5,7 @@ Which rule a region gets is chosen on validation cases only (tuning.py) and reco
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import pydantic
 
 from distseg.errors import DistsegError
-from distseg.models.regions import write_order
 from distseg.runs.folder import RunFolder, best_metadata
 
 RULES = "postprocessing.json"  # in a run's folder
@@ -40,7 +39,7 @@ class RegionRule:
 
         Args:
             probability_ZYX: in [0, 1].
-            outer_ZYX: bool, the mask of the region `inside`; None: the whole volume.
+            outer_ZYX: bool, where the mask may lie; None: in the whole volume.
 
         Returns:
             bool, of the same shape; all False where nothing reaches the threshold.
@@ -71,32 +70,6 @@ class RegionRule:
             smaller = np.argsort(-np.where(keeps, sizes, 0), kind="stable")[self.components :]
             keeps[smaller] = False
         return keeps[number_ZYX]
-
-
-def regions_by_width(regions: Mapping[str, Sequence[int]]) -> list[str]:
-    """Wide regions first, for narrower ones may lie inside them."""
-    names = list(regions)
-    return [names[index] for index, _ in write_order(regions)]
-
-
-def label_map(
-    rules: Mapping[str, RegionRule], probability_RZYX: np.ndarray, regions: Mapping[str, Sequence[int]]
-) -> np.ndarray:
-    """One uint8 label map [Z, Y, X], as the served model writes its regions.
-
-    Args:
-        rules: of each region.
-        probability_RZYX: in the order of `regions`.
-        regions: region -> its labels.
-    """
-    names, masks = list(regions), dict[str, np.ndarray]()
-    for name in regions_by_width(regions):
-        outer = rules[name].inside
-        masks[name] = rules[name].mask(probability_RZYX[names.index(name)], masks[outer] if outer else None)
-    labels_ZYX = np.zeros(probability_RZYX.shape[1:], np.uint8)
-    for index, written in write_order(regions):
-        labels_ZYX[masks[names[index]]] = written
-    return labels_ZYX
 
 
 def rules_as_dict(rules: Mapping[str, RegionRule] | None) -> dict[str, dict[str, Any]] | None:

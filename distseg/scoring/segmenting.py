@@ -12,7 +12,9 @@ from distseg.config import Config
 from distseg.data.nifti import read_nifti
 from distseg.data.store import Case, Slices, Store
 from distseg.errors import DistsegError
-from distseg.scoring.postprocessing import RegionRule, label_map
+from distseg.models.label_map import LabelMap
+from distseg.regions import exclusive, regions_by_width, write_order
+from distseg.scoring.postprocessing import RegionRule
 
 Rules = Mapping[str, RegionRule]
 
@@ -99,8 +101,42 @@ def segment_cases(
         hu_ZYX, truth_ZYX = store.read_case(case)
         mask_ZYX, probability_RZYX = segment_volume(segmenter, hu_ZYX, device, config.evaluate.batch_size)
         if rules is not None:
-            mask_ZYX = label_map(rules, probability_RZYX, config.regions)
+            mask_ZYX = label_map(rules, probability_RZYX, config.region_labels)
         yield SegmentedCase(case, z, hu_ZYX[z], truth_ZYX[z], mask_ZYX[z], probability_RZYX[:, z])
+
+
+def label_map(
+    rules: Mapping[str, RegionRule], probability_RZYX: np.ndarray, regions: Mapping[str, Sequence[int]]
+) -> np.ndarray:
+    """One uint8 label map [Z, Y, X], as the served model writes its regions.
+
+    Args:
+        rules: of each region.
+        probability_RZYX: in the order of `regions`.
+        regions: region -> its labels.
+    """
+    names, masks = list(regions), dict[str, np.ndarray]()
+    found_RZYX = _found(rules, probability_RZYX, regions) if exclusive(regions) else None
+    for name in regions_by_width(regions):
+        region, outer = names.index(name), rules[name].inside
+        within = [masks[outer]] if outer else []
+        if found_RZYX is not None:
+            within.append(found_RZYX[region])
+        masks[name] = rules[name].mask(probability_RZYX[region], np.logical_and.reduce(within) if within else None)
+    labels_ZYX = np.zeros(probability_RZYX.shape[1:], np.uint8)
+    for index, written in write_order(regions):
+        labels_ZYX[masks[names[index]]] = written
+    return labels_ZYX
+
+
+def _found(
+    rules: Mapping[str, RegionRule], probability_RZYX: np.ndarray, regions: Mapping[str, Sequence[int]]
+) -> np.ndarray:
+    """Where each region is found and no other that excludes it is more probable, bool [R, Z, Y, X]."""
+    label_map = LabelMap(regions, 0.0)
+    label_map.thresholds = [rules[name].threshold for name in regions]
+    slices = torch.from_numpy(probability_RZYX).split(1, dim=1)
+    return torch.cat([label_map.found(one_R1YX.transpose(0, 1)) for one_R1YX in slices]).numpy().swapaxes(0, 1)
 
 
 def read_masks(files: Mapping[str, Path], store: Store, slices: Slices) -> Iterator[SegmentedCase]:

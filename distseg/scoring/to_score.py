@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distseg.config import Config
 from distseg.data.file_kinds import is_nifti, nifti_stem
-from distseg.data.store import Case, Slices, Store, check_labels, open_store, split_slices
+from distseg.data.store import Case, Slices, Store, open_store, split_slices, with_labels
 from distseg.errors import DistsegError
 from distseg.runs.folder import RunFolder, check_members, open_run
 from distseg.scoring.postprocessing import RULES, RegionRule, read_rules
@@ -70,6 +70,7 @@ def run_to_score(
     """
     folder, config = open_run(run, overrides)
     opened = open_store(store or Path(config.data.store))
+    config = with_labels(config, opened.labels, str(opened.root))  # masks are written in the numbers of the truth
     slices = split_slices(config, opened, split)
     rules = None if raw else read_rules(run)
     if rules is not None and any(word.startswith("evaluate.threshold=") for word in overrides):
@@ -94,7 +95,7 @@ def masks_to_score(masks: Path, split: str, store: Path, config: Config) -> Mask
         DistsegError: no such store or split, or a case without a mask.
     """
     opened = open_store(store)
-    check_labels(config, opened)
+    config = with_labels(config, opened.labels, str(opened.root))
     slices = split_slices(config, opened, split)
     return MasksToScore(_mask_files(masks, slices.cases), masks, config, split, opened, slices)
 

@@ -10,14 +10,15 @@ import numpy as np
 
 from distseg.bars import counted
 from distseg.config import Config
-from distseg.data.store import open_store, split_slices
+from distseg.data.store import open_store, split_slices, with_labels
 from distseg.files import write_json
 from distseg.metrics import mean_defined, none_if_undefined, scores_from_counts
+from distseg.regions import regions_by_width
 from distseg.runs.folder import best_metadata, open_run
 from distseg.runs.trained import load_best
 from distseg.scoring.cases import counts_of_case
-from distseg.scoring.postprocessing import RULES, RegionRule, label_map, regions_by_width, rules_as_dict
-from distseg.scoring.segmenting import Rules, SegmentedCase, inference_device, segment_cases
+from distseg.scoring.postprocessing import RULES, RegionRule, rules_as_dict
+from distseg.scoring.segmenting import Rules, SegmentedCase, inference_device, label_map, segment_cases
 
 # (threshold, seed threshold): plain ones, and hysteresis around the usual one.
 THRESHOLDS = ((0.3, None), (0.4, None), (0.5, None), (0.6, None), (0.7, None), (0.3, 0.6), (0.5, 0.7), (0.5, 0.9))
@@ -28,9 +29,9 @@ LEAST_GAIN = 0.001  # of Dice; less is not worth another rule
 def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Writes RUN/postprocessing.json: for each region the rule with the highest mean Dice over the validation cases.
 
-    Regions are settled one after the other, wide ones first, so that narrower ones may lie inside what was settled. What counts is
-    the label map, into which narrower regions are written over wider ones. Where all rules together are no better than
-    plain thresholds, those are kept.
+    Regions are settled one after the other, wide ones first, so that those whose labels are a part of them may lie inside what was
+    settled. What counts is the label map, into which narrower regions are written over wider ones. Where all rules together are no
+    better than plain thresholds, those are kept.
 
     Args:
         run: folder of the run.
@@ -42,6 +43,7 @@ def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()
     """
     folder, config = open_run(run, overrides)
     opened, device = open_store(store or Path(config.data.store)), inference_device()
+    config = with_labels(config, opened.labels, str(opened.root))
     slices = split_slices(config, opened, "val")
     segmenter = load_best(folder, config)[1].to(device)
 
@@ -54,11 +56,16 @@ def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()
             [[mean_defined(of_cases) for of_cases in of_rules.T.tolist()] for of_rules in dice_CKR.swapaxes(0, 1)]
         )
 
-    by_width = regions_by_width(config.regions)
+    labels = config.region_labels
+    by_width = regions_by_width(labels)
     plain = {region: RegionRule(config.evaluate.threshold) for region in by_width}
     rules = dict(plain)
     for index, region in enumerate(by_width):
-        others = [rule for rule in _candidates(by_width[:index]) if rule != plain[region]]
+        own = set(labels[region])
+        wider = [
+            other for other in by_width[:index] if own < set(labels[other])
+        ]  # only what is a part of it lies inside
+        others = [rule for rule in _candidates(wider) if rule != plain[region]]
         candidates = [rules | {region: rule} for rule in (plain[region], *others)]
         means_K = mean_dice(candidates, [region], region)[:, 0]
         best = int(np.nanargmax(means_K)) if np.isfinite(means_K).any() else 0
@@ -72,6 +79,10 @@ def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()
         "split": "val",
         "fold": config.data.fold,
         "n_cases": len(slices.cases),
+        "n_cases_with": {
+            region: sum(any(case.slices_with.get(str(name)) for name in names) for case in slices.cases)
+            for region, names in config.regions.items()
+        },
         "model": best_metadata(folder),
         "dice": {
             region: {"plain": none_if_undefined(before), "chosen": none_if_undefined(after)}
@@ -86,10 +97,10 @@ def tune_run(run: Path, store: Path | None = None, overrides: Sequence[str] = ()
 def _dice(segmented: SegmentedCase, candidates: Sequence[Rules], config: Config, regions: Sequence[str]) -> np.ndarray:
     """Of some regions of a case under each candidate, [K, R], as `distseg evaluate` scores it; NaN where it is undefined."""
     assert segmented.probability_RZYX is not None
-    wanted = {region: config.regions[region] for region in regions}
+    wanted = {region: config.region_labels[region] for region in regions}
     dice_KR = []
     for rules in candidates:
-        mask_ZYX = label_map(rules, segmented.probability_RZYX, config.regions)
+        mask_ZYX = label_map(rules, segmented.probability_RZYX, config.region_labels)
         counts_R4 = counts_of_case(replace(segmented, mask_ZYX=mask_ZYX), wanted)
         dice_KR.append([scores_from_counts(counts, config.evaluate.empty_masks)["dice"] for counts in counts_R4])
     return np.array(dice_KR)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from distseg.pictures import Overlay, draw_overlays
-from distseg.scoring.postprocessing import regions_by_width
+from distseg.regions import regions_by_width
 
 SLICES_SHOWN = 6  # of an overlay
 

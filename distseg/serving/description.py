@@ -50,6 +50,8 @@ class ModelDescription:
     outputs: Sequence[Output] | None = None
     written_labels: Mapping[str, int] | None = None
     """the label that each region is written as, wide regions first"""
+    exclusive: Sequence[Sequence[str]] | None = None
+    """pairs of regions that share no label: of both in a pixel only the more probable one is written"""
     windows_hu: Sequence[Sequence[float]] | None = None
     image_size: int | None = None
     stride: int | None = None

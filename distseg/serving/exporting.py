@@ -5,7 +5,6 @@ model/  model.pt | model.pt2 | model.onnx (metadata inside)  model.json (the sam
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,12 @@ import torch
 from distseg import __version__
 from distseg.bars import counted
 from distseg.config import Config
-from distseg.data.store import open_store, split_slices
+from distseg.data.store import split_slices, store_of_run
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, sha256_of, write_json
-from distseg.models.regions import write_order
 from distseg.models.segmenter import HuSegmenter
 from distseg.models.table import forward_cost
+from distseg.regions import exclusive, write_order
 from distseg.runs.folder import RunFolder, best_metadata
 from distseg.runs.trained import load_best, load_ensemble
 from distseg.scoring.cases import pooled_dice
@@ -108,8 +107,8 @@ def _settle_slices(segmenter: HuSegmenter, rules: Mapping[str, RegionRule] | Non
     """Puts into the segmenter what post-processing does to each slice alone."""
     names = list(config.regions)
     for name, rule in (rules or {}).items():
-        segmenter.thresholds[names.index(name)] = rule.threshold
-        segmenter.outer[names.index(name)] = names.index(rule.inside) if rule.inside else -1
+        segmenter.label_map.thresholds[names.index(name)] = rule.threshold
+        segmenter.label_map.outer[names.index(name)] = names.index(rule.inside) if rule.inside else -1
 
 
 def _in_chosen_precision(
@@ -162,7 +161,8 @@ def describe_model(
         config, segmenter, folder: of the run.
         size: height and width of the slices that it takes; none: any.
     """
-    names, best = list(config.regions), best_metadata(folder)
+    names, best, label_map = list(config.regions), best_metadata(folder), segmenter.label_map
+    best.pop("labels", None)
     return ModelDescription(
         distseg=__version__,
         torch=torch.__version__,
@@ -171,14 +171,15 @@ def describe_model(
             Output("MASK", "uint8", ["N", 1, "H", "W"]),
             Output("PROB", "float32", ["N", len(names), "H", "W"]),
         ],
-        labels=json.loads(best.pop("labels")),
-        regions={name: list(labels) for name, labels in config.regions.items()},
-        written_labels={names[index]: label for index, label in write_order(config.regions)},
+        labels=dict(config.labels),
+        regions={name: list(labels) for name, labels in config.region_labels.items()},
+        written_labels={names[index]: label for index, label in write_order(config.region_labels)},
+        exclusive=[[names[one], names[other]] for one, other in exclusive(config.region_labels)],
         windows_hu=[list(window) for window in config.data.windows_hu],
         image_size=segmenter.image_size,
         stride=segmenter.stride,
-        thresholds=dict(zip(names, segmenter.thresholds, strict=True)),
-        inside={name: names[outer] for name, outer in zip(names, segmenter.outer, strict=True) if outer >= 0},
+        thresholds=dict(zip(names, label_map.thresholds, strict=True)),
+        inside={name: names[outer] for name, outer in zip(names, label_map.outer, strict=True) if outer >= 0},
         test_time_augmentation=config.evaluate.tta,
         model={"encoder": config.model.encoder, "decoder": config.model.decoder},
         weights_sha256=digest_of_weights(segmenter),
@@ -204,7 +205,7 @@ def measure_depths(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
         the validation split; None where the store is no longer there.
     """
     store = Path(config.data.store)
-    opened = open_store(store) if (store / "store.json").is_file() else None
+    opened = store_of_run(config) if (store / "store.json").is_file() else None
     rows: list[dict[str, Any]] = []
     for depth in range(1, MAX_DEPTH + 1):
         network, segmenter = load_best(folder, config, depth if depth < MAX_DEPTH else None)
@@ -216,6 +217,6 @@ def measure_depths(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
             device, slices = inference_device(), split_slices(config, opened, "val")
             segmented = segment_cases(segmenter.to(device), opened, slices, config, device)
             seen = counted(segmented, f"depth {depth} of {MAX_DEPTH}", len(slices.cases), "volume")
-            row["dice"] = pooled_dice(seen, config.regions)
+            row["dice"] = pooled_dice(seen, config.region_labels)
         rows.append(row)
     return rows

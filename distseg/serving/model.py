@@ -12,8 +12,8 @@ import torch
 
 from distseg.errors import DistsegError
 from distseg.runs.folder import open_run
-from distseg.scoring.postprocessing import label_map, read_rules
-from distseg.scoring.segmenting import Segmenter, segment_volume
+from distseg.scoring.postprocessing import read_rules
+from distseg.scoring.segmenting import Segmenter, label_map, segment_volume
 from distseg.serving import standalone
 from distseg.serving.description import DESCRIPTION, ModelDescription, read_description
 from distseg.serving.source import exported_file, is_run

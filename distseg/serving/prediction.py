@@ -20,7 +20,7 @@ from distseg.data.nifti import read_nifti, write_on_grid
 from distseg.data.volume import Volume, hounsfield
 from distseg.errors import DistsegError
 from distseg.files import locked
-from distseg.scoring.postprocessing import regions_by_width
+from distseg.regions import regions_by_width
 from distseg.serving.finished import TABLE, Finished
 from distseg.serving.model import Model
 from distseg.serving.work import MaskTask, Work

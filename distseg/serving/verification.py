@@ -19,7 +19,7 @@ from torch import nn
 
 from distseg.bars import counted
 from distseg.config import AIR_HU, Config
-from distseg.data.store import Case, open_store, split_slices
+from distseg.data.store import Case, split_slices, store_of_run
 from distseg.errors import DistsegError
 from distseg.models.segmenter import HuSegmenter
 from distseg.scoring.cases import pooled_dice
@@ -74,7 +74,7 @@ def read_samples(config: Config) -> list[Sample]:
     root = Path(config.data.store)
     if not (root / "store.json").is_file():
         return []
-    store = open_store(root)
+    store = store_of_run(config)
     slices = split_slices(config, store, "val")
     step = -(-len(slices) // SAMPLE)
     samples, before = [], 0  # slices of the cases before
@@ -101,7 +101,7 @@ def dice_of_samples(segmenter: HuSegmenter, samples: Sequence[Sample], config: C
             middle = sample.hu_NCHW[:, segmenter.n_slices // 2].numpy()
             yield SegmentedCase(sample.case, sample.z, middle, sample.truth_NHW, mask_ZYX)
 
-    return pooled_dice(segmented(), config.regions)
+    return pooled_dice(segmented(), config.region_labels)
 
 
 def verify(

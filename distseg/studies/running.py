@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
-from distseg.data.store import open_store
+from distseg.data.store import open_store, settled
 from distseg.errors import DistsegError, Stopped
 from distseg.files import locked, write_text
 from distseg.studies.executors import gpu_slots, run_here, run_on_cluster, run_on_slurm, running_array
@@ -32,8 +32,8 @@ def run_study(study: Study) -> int:
         DistsegError: another process works on the folder, or it holds a study of another configuration.
         Stopped: a signal came; runs under way have saved.
     """
+    study = with_store(study)
     runs = study.runs
-    check_store(study)
     with alone(study):
         begin(study)
         tasks = [task_of(study, run) for run in runs]
@@ -54,6 +54,7 @@ def run_study(study: Study) -> int:
 
 def run_only(study: Study, index: int) -> int:
     """Does one run of the grid and writes no table: what a job of an array does."""
+    study = with_store(study)
     runs = study.runs
     if not 0 <= index < len(runs):
         raise DistsegError(f"--only: got {index}; the study's runs are 0 to {len(runs) - 1}; see --list")
@@ -76,20 +77,22 @@ def run_only(study: Study, index: int) -> int:
 
 def list_runs(study: Study) -> None:
     """Prints a line a run: its number in the grid, its name, how far it is."""
+    study = with_store(study) if (Path(study.base.data.store) / "store.json").is_file() else study
     for run in study.runs:
         print(f"{run.index:>4}  {run.name}  {task_of(study, run).status()}")
 
 
-def check_store(study: Study) -> None:
-    """Finds out before anything is started that the store lacks a fold or a split.
+def with_store(study: Study) -> Study:
+    """The study with its base settled with its store: which regions it is about.
 
     Raises:
-        DistsegError: it does.
+        DistsegError: the store lacks a fold, a split or a label, which is found out before anything is started.
     """
     store = open_store(Path(study.base.data.store))
     for fold in study.settings.folds:
         for split in study.settings.splits:
             store.cases_of(split, fold)
+    return dataclasses.replace(study, base=settled(study.base, store))
 
 
 @contextlib.contextmanager
@@ -107,7 +110,7 @@ def begin(study: Study) -> None:
     """
     path = study.root / "study.yaml"
     if path.is_file():
-        before, now = load_study(path).to_dict(), study.to_dict()
+        before, now = with_store(load_study(path)).to_dict(), study.to_dict()
         if before == now:
             return
         changed = changed_keys(before, now)

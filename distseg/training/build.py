@@ -13,9 +13,11 @@ from distseg.data.store import Store
 from distseg.errors import DistsegError
 from distseg.kernels import kernel_for, region_bits
 from distseg.losses import build_loss
+from distseg.models.label_map import LabelMap
 from distseg.models.network import build_model, check_input_shape
 from distseg.models.norm import synchronise_batch_norm
 from distseg.ranks import on_main
+from distseg.regions import in_words
 from distseg.runs.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint, newest_checkpoint
 from distseg.runs.folder import RunFolder
 from distseg.runs.progress import Progress
@@ -45,7 +47,7 @@ def build_trainer(
     """Everything a run needs, on its device and shared by its ranks. Nothing is written yet.
 
     Args:
-        config, accelerator, folder, store: of the run.
+        config, accelerator, folder, store: of the run; the configuration is settled with the store.
         interruption: what tells it to stop.
         sharing: from `strategy_of_launch`.
         resume: go on from the newest complete checkpoint; from the start where there is none.
@@ -67,22 +69,23 @@ def build_trainer(
         _take_up(saved, strategy, ema)
     progress = saved.progress if saved else Progress()
     device, total_steps = accelerator.device, total_steps_of(config, plan, progress)
-    focus_labels = config.regions.get(config.data.focus_region, ())
+    region_labels = config.region_labels
+    focus_labels = region_labels.get(config.data.focus_region or "", ())
     return Trainer(
         config=config,
         accelerator=accelerator,
         folder=folder,
         strategy=strategy,
-        criterion=build_loss(config.loss, list(config.regions), region_bits(config.regions)).to(device),
+        criterion=build_loss(config.loss, list(config.regions), region_bits(region_labels)).to(device),
         ema=ema,
         train_batches=iter(
             build_train_loader(config.data, slices.train, plan, config.seed, device, progress.position, focus_labels)
         ),
         val_batches=iter(build_val_loader(config.data, slices.val, val_plan, device)),
         val_plan=val_plan,
+        label_map=LabelMap(region_labels, config.evaluate.threshold).to(device),
         progress=progress,
         total_steps=total_steps,
-        labels=store.labels,
         writer=CheckpointWriter(),
         log=StepLog(
             accelerator,
@@ -144,7 +147,7 @@ def total_steps_of(config: Config, plan: Plan, progress: Progress) -> int:
 
 
 def describe_training(trainer: Trainer, slices: TrainingSlices) -> str:
-    """One line for the user: data, model and step, before a long wait."""
+    """Two lines for the user before a long wait: data, model and step, and what is learned."""
     config, ranks = trainer.config, trainer.accelerator
     plan, _ = build_plans(config, slices, ranks)
     parameters = trainer.strategy.count_parameters()
@@ -153,7 +156,8 @@ def describe_training(trainer: Trainer, slices: TrainingSlices) -> str:
         f"{config.model.decoder} on {config.model.encoder}, {parameters / 1e6:.1f} M parameters; "
         f"{len(slices.train)} slices train, {len(slices.val)} validate; {ranks.num_processes} rank(s) on "
         f"{ranks.device.type}, {trainer.strategy.name}, precision {ranks.mixed_precision}, loss kernel {kernel}, "
-        f"global batch {plan.global_batch}, {plan.steps_left(Position())} steps an epoch"
+        f"global batch {plan.global_batch}, {plan.steps_left(Position())} steps an epoch\n"
+        f"regions: {in_words(config.region_labels, config.labels)}{'' if config.data.augment.flips else '; images are not flipped'}"
     )
 
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from distseg.errors import DistsegError, Stopped
 from distseg.kernels import region_targets, sum_over_ranks
 from distseg.losses import BceDiceLoss
 from distseg.metrics import confusion_counts, mean_defined, scores_from_counts
+from distseg.models.label_map import LabelMap
 from distseg.optim import learning_rate, set_learning_rate
 from distseg.ranks import on_main
 from distseg.runs.checkpoint import Checkpoint, CheckpointWriter, prune_checkpoints, save_checkpoint
@@ -57,8 +58,8 @@ class Trainer:
     progress: Progress
     total_steps: int
     """after which it ends, those done before included"""
-    labels: Mapping[str, int]
-    """of the store"""
+    label_map: LabelMap
+    """of the regions' probabilities"""
     writer: CheckpointWriter
     log: StepLog
     profile: StepProfile
@@ -200,7 +201,7 @@ class Trainer:
 
     @torch.no_grad()
     def _score_val(self) -> tuple[float, dict[str, float]]:
-        """Loss and Dice of a region over all pixels of the validation slices, whatever the number of ranks."""
+        """Loss, and Dice of a region of the label map over all pixels of the validation slices, whatever the number of ranks."""
         self.strategy.bare.eval()
         device = self.accelerator.device
         totals = torch.zeros((), dtype=torch.float64, device=device)
@@ -211,7 +212,10 @@ class Trainer:
             logits_BRHW = self.strategy.network(self._image(batch))
             totals = totals + self.criterion.totals(logits_BRHW, batch.label_BHW)
             truth_BRHW = region_targets(batch.label_BHW, self.criterion.bits)
-            counts += confusion_counts(logits_BRHW >= 0, truth_BRHW, batch.label_BHW != IGNORED_LABEL)
+            # As scored and served: a region that another one beats or covers has not found its pixels.
+            mask_BHW = self.label_map(torch.sigmoid(logits_BRHW.float()))[:, 0]
+            found_BRHW = region_targets(mask_BHW, self.criterion.bits)
+            counts += confusion_counts(found_BRHW, truth_BRHW, batch.label_BHW != IGNORED_LABEL)
             if signum := self.interruption.agreed():
                 raise Interrupted(signum)
         self.strategy.bare.train()
@@ -247,7 +251,7 @@ class Trainer:
                     "step": str(checkpoint.progress.step),
                     "mean_dice": "-" if score is None else f"{score:.6f}",
                 }
-                metadata["labels"] = json.dumps(dict(self.labels))
+                metadata["labels"] = json.dumps(dict(self.config.labels))
                 save_best(folder.best_weights, best, metadata)
             save_checkpoint(folder.checkpoints, checkpoint, folder.run_id())
             prune_checkpoints(folder.checkpoints, checkpoint.progress.step, keep.keep_last, keep.keep_best)

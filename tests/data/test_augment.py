@@ -75,7 +75,7 @@ def test_probabilities_and_bounds_are_kept() -> None:
         "cutout_probability": np.mean([draw.cutout != unchanged.cutout for draw in draws]),
     }
     for name, rate in rates.items():
-        assert abs(rate - getattr(STRONG, name)) < 0.03, name
+        assert abs(rate - getattr(STRONG, name if name != "flip_probability" else "flips")) < 0.03, name
     assert max(abs(s) for draw in draws for s in draw.shift) <= STRONG.shift
     assert all(min(y, x) >= 0 and max(y + height, x + width) <= 1 for y, x, height, width in (d.cutout for d in draws))
     assert all(STRONG.gamma[0] <= draw.gamma <= STRONG.gamma[1] for draw in draws)

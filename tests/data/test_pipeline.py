@@ -18,6 +18,7 @@ from distseg.data.pipeline import Batch, build_train_loader, build_val_loader, s
 from distseg.data.plan import Plan, Position
 from distseg.data.store import Slices, open_store
 from distseg.errors import DistsegError, RankError
+from distseg.models.label_map import LabelMap
 from distseg.models.segmenter import HuSegmenter
 
 CPU = torch.device("cpu")
@@ -197,7 +198,9 @@ def test_windows_and_neighbours_are_the_channels_that_the_served_model_makes(sli
     data = dataclasses.replace(DATA, image_size=64, windows_hu=WINDOWS, neighbours=1)
     batch = next(iter(build_val_loader(data, slices, Plan(len(slices), 3), CPU)))
     seen = []
-    segmenter = HuSegmenter(lambda image: seen.append(image) or image[:, :2], WINDOWS, 3, 64, 32, 0.5, [(0, 1)])  # type: ignore[arg-type,func-returns-value]
+    segmenter = HuSegmenter(
+        lambda image: seen.append(image) or image[:, :2], WINDOWS, 3, 64, 32, LabelMap({"lung": (1,)}, 0.5)
+    )  # type: ignore[arg-type,func-returns-value]
     hu_BCHW = torch.from_numpy(np.stack([[np.load(path) for path in f.images(1)] for f in slices[:3]]))
     segmenter(hu_BCHW)
     assert data.channels == 9 and batch.image_BCHW.shape == (3, 9, 64, 64)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distseg.config import EvaluateConfig
+from distseg.config import AugmentConfig, EvaluateConfig
 from distseg.errors import DistsegError
 from distseg.models.averaging import AveragedViews, Ensemble, SlidingWindow, build_views
 
@@ -28,11 +28,11 @@ def test_an_ensemble_is_the_mean_probability(image: Tensor) -> None:
     torch.testing.assert_close(Ensemble([first])(image), first(image), rtol=0, atol=1e-5)
 
 
-def test_flips_are_undone_and_averaged(image: Tensor) -> None:
+def test_a_flip_is_undone_and_averaged(image: Tensor) -> None:
     network = Positions()
-    views = [torch.sigmoid(network(image.flip(dims)).flip(dims)) for dims in ([], [3], [2], [2, 3])]
+    views = [torch.sigmoid(network(image.flip(dims)).flip(dims)) for dims in ([], [3])]
     found = torch.sigmoid(AveragedViews(network, 32)(image))
-    torch.testing.assert_close(found, sum(views) / 4, rtol=0, atol=2e-6)
+    torch.testing.assert_close(found, sum(views) / 2, rtol=0, atol=2e-6)
     turned = torch.sigmoid(AveragedViews(network, 32)(image.flip([3])).flip([3]))
     torch.testing.assert_close(turned, found, rtol=0, atol=2e-6)
 
@@ -68,17 +68,29 @@ def test_a_border_s_error_counts_less_through_half_overlapping_windows() -> None
 
 def test_what_is_wrapped_scripts_and_gives_the_same_bits_at_other_sizes(image: Tensor) -> None:
     network = nn.Conv2d(1, 2, 3, padding=1).eval()
-    settings = EvaluateConfig(tta=True, tta_scales=(1.0, 1.25), window=64)
+    settings, trained = EvaluateConfig(tta=True, tta_scales=(1.0, 1.2), window=64), [AugmentConfig()] * 2
     with torch.inference_mode():
         traced = torch.jit.trace(network, image[:1])
-        scripted = torch.jit.script(build_views([traced, traced], settings, 32))
+        scripted = torch.jit.script(build_views([traced, traced], settings, trained, 32))
         for shape in ((2, 1, 96, 64), (1, 1, 32, 160)):
             other = torch.rand(shape)
-            assert torch.equal(scripted(other), build_views([network, network], settings, 32)(other))
+            assert torch.equal(scripted(other), build_views([network, network], settings, trained, 32)(other))
 
 
 def test_a_window_that_the_network_cannot_take_is_refused() -> None:
     with pytest.raises(DistsegError, match="evaluate.window: got 80; must be a multiple of the network's stride, 32"):
-        build_views([nn.Identity()], EvaluateConfig(window=80), 32)
+        build_views([nn.Identity()], EvaluateConfig(window=80), [AugmentConfig()], 32)
     network = nn.Identity()
-    assert build_views([network], EvaluateConfig(), 32) is network
+    assert build_views([network], EvaluateConfig(), [AugmentConfig()], 32) is network
+
+
+def test_only_views_that_training_showed_are_averaged(image: Tensor) -> None:
+    network, tta = Positions(), EvaluateConfig(tta=True, tta_scales=(1.0, 1.1))
+    straight = AugmentConfig(flip_probability=0)
+    found = build_views([network], tta, [straight], 32)(image)
+    assert torch.equal(found, AveragedViews(network, 32, (1.0, 1.1), mirrored=False)(image))
+    with pytest.raises(DistsegError, match="evaluate.tta: got true; training did not flip images"):
+        build_views([network], EvaluateConfig(tta=True), [straight], 32)
+    for scales, augment in (((1.0, 1.3), AugmentConfig()), ((1.1,), AugmentConfig(affine_probability=0))):
+        with pytest.raises(DistsegError, match=f"evaluate.tta_scales: got {scales[-1]}; training showed scales from"):
+            build_views([network], EvaluateConfig(tta=True, tta_scales=scales), [augment], 32)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from distseg.config_files import config_as_yaml, load_config
+from distseg.data.store import open_store, settled
 from distseg.errors import DistsegError
 from distseg.models.network import build_model
 from distseg.runs.folder import RunFolder
@@ -29,18 +30,18 @@ def write_run(root: Path, *words: str) -> RunFolder:
     ("now", "changed"),
     [
         (REGIONS[1], r"regions \(\['lung', 'infection'\] -> \['infection', 'lung'\]\)"),
-        (REGIONS[2], r"regions.infection \(\[2\] -> None\), regions "),
+        (REGIONS[2], r"regions.infection \(\['infection'\] -> None\), regions "),
         ("optim.lr=1", r"optim.lr \(0.0001 -> 1.0\)"),
         ("data.image_size=64", r"data.image_size \(256 -> 64\)"),
     ],
 )
-def test_a_run_does_not_go_on_as_another_one(now: str, changed: str, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_as_another_one(now: str, changed: str, store: Path, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", REGIONS[0])
     with pytest.raises(DistsegError, match=f"--resume: got another configuration than .*: {changed}"):
-        folder.check_same_run(load_config(folder.config, [now]))
+        folder.check_same_run(settled(load_config(folder.config, [now]), open_store(store)), open_store(store))
 
 
-def test_a_run_goes_on_at_another_pace(tmp_path: Path) -> None:
+def test_a_run_goes_on_at_another_pace(store: Path, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", REGIONS[0])
     words = [
         "train.epochs=7",
@@ -49,7 +50,8 @@ def test_a_run_goes_on_at_another_pace(tmp_path: Path) -> None:
         "train.batch_size_per_rank=5",
         "output_dir=moved",
     ]
-    folder.check_same_run(load_config(folder.config, [*words, "evaluate.threshold=0.3"]))
+    now, opened = load_config(folder.config, [*words, "evaluate.threshold=0.3"]), open_store(store)
+    folder.check_same_run(settled(now, opened), opened)
 
 
 @pytest.mark.parametrize("regions", REGIONS[1:])

@@ -22,7 +22,8 @@ from distseg.scoring.cases import (
 from distseg.scoring.segmenting import SegmentedCase
 
 REGIONS = {"lung": (1, 2), "infection": (2,)}
-CONFIG = load_config(None, ["evaluate.bootstrap_resamples=50"])
+SAID = "regions={lung: [1, 2], infection: [2]}"
+CONFIG = load_config(None, ["evaluate.bootstrap_resamples=50", SAID])
 
 
 def segmented(
@@ -97,7 +98,7 @@ def test_without_a_spacing_distances_and_volumes_are_empty_cells_and_counted() -
     ("policy", "dice", "nsd"), [("exclude", "", ""), ("one", "1.000000", "1.000000"), ("zero", "0.000000", "0.000000")]
 )
 def test_the_policy_for_empty_masks_is_the_same_for_overlaps_and_surfaces(policy: str, dice: str, nsd: str) -> None:
-    config: Config = load_config(None, [f"evaluate.empty_masks={policy}"])
+    config: Config = load_config(None, [f"evaluate.empty_masks={policy}", SAID])
     nothing = np.zeros((1, 3, 3), np.uint8)
     scored = [score_case(segmented("a1", "a", nothing, nothing), REGIONS)]
     (row,) = rows_of_cases(config, scored)

@@ -15,7 +15,7 @@ from distseg.config_files import load_config
 from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import locked, write_json
-from distseg.models.regions import write_order
+from distseg.regions import write_order
 from distseg.runs.folder import CASES
 from distseg.scoring.evaluation import evaluate_run
 from distseg.serving.exporting import ExportOptions, export_run
@@ -69,7 +69,10 @@ def test_post_processing_is_chosen_on_validation_and_used_from_then_on(
 ) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     raw = evaluate_run(run, "test")
+    evaluate_run(run, "val")
     done = run_command("distseg", "evaluate", run, "--tune", "--split", "test")
+    assert "note: 1 of them holds infection; a rule chosen by one case may not hold for others" in done.stdout
+    assert f"note: scores in {run / 'eval/val'} are stale. They are older than the post-processing" in done.stdout
     chosen = json.loads((run / "postprocessing.json").read_text())
     assert chosen["split"] == "val" and "tuned on 1 validation cases, lung" in done.stdout
     # What is told is what is scored, of the label map: regions lie over each other there.

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from distseg.errors import DistsegError
-from distseg.scoring.postprocessing import RULES, RegionRule, label_map, read_rules
+from distseg.scoring.postprocessing import RULES, RegionRule, read_rules
+from distseg.scoring.segmenting import label_map
 
 REGIONS = {"lung": (1, 2), "infection": (2,)}
 

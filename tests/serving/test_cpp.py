@@ -21,6 +21,7 @@ from torch import nn
 from distseg.commands import predict
 from distseg.data.nifti import read_nifti
 from distseg.data.volume import hounsfield
+from distseg.models.label_map import LabelMap
 from distseg.models.segmenter import HuSegmenter
 from distseg.serving.model import open_model
 from tests.conftest import ROOT
@@ -76,7 +77,9 @@ def write_model(path: Path, n_slices: int) -> Path:
     """Random weights, whose masks hold every label and tell each axis and direction from the others."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(n_slices, 2, 7, padding=3), nn.InstanceNorm2d(2))
-    segmenter = HuSegmenter(network, [(-1250, 250)], n_slices, 48, 32, 0.5, [(0, 1), (1, 2)])
+    segmenter = HuSegmenter(
+        network, [(-1250, 250)], n_slices, 48, 32, LabelMap({"lung": (1, 2), "infection": (2,)}, 0.5)
+    )
     described = {
         "input": {"name": "HU", "shape": ["N", n_slices, "H", "W"]},
         "labels": {"lung": 1, "infection": 2},

@@ -112,7 +112,7 @@ def test_reduced_precision_is_measured_kept_where_it_is_cheap_and_refused_where_
     )
     _, config = open_run(run)
     whole = load_best(*open_run(run))[1]
-    whole.thresholds, whole.outer = list(cheap["thresholds"].values()), [-1, 0]
+    whole.label_map.thresholds, whole.label_map.outer = list(cheap["thresholds"].values()), [-1, 0]
     samples = read_samples(config)
     before, after = (dice_of_samples(one, samples, config) for one in (whole, in_precision(whole, "bfloat16")))
     assert before["lung"] is not None and after["lung"] is not None and before == found["dice"]

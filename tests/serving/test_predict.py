@@ -26,8 +26,8 @@ from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import locked, write_json
 from distseg.scoring.evaluation import evaluate_run
-from distseg.scoring.postprocessing import RULES, RegionRule, label_map, read_rules, rules_as_dict
-from distseg.scoring.segmenting import segment_volume
+from distseg.scoring.postprocessing import RULES, RegionRule, read_rules, rules_as_dict
+from distseg.scoring.segmenting import label_map, segment_volume
 from distseg.serving.affected_slices import most_affected_slices
 from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.model import open_model

@@ -349,7 +349,7 @@ def test_a_new_export_is_taken_over_without_a_lost_request(model: Path, tmp_path
     shutil.copytree(model, out)
     changed = torch.jit.load(str(model / "model.pt"))
     old = changed(hu_BCHW)[0]
-    changed.thresholds = [0.0, 0.0]  # every pixel is in every region
+    changed.label_map.thresholds = [0.0, 0.0]  # every pixel is in every region
     new = changed(hu_BCHW)[0]
     assert not torch.equal(old, new)
     endpoints, enough = free_endpoints(), threading.Event()
