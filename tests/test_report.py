@@ -567,7 +567,11 @@ def case_row(rng: np.random.Generator, number: int, regions: Sequence[str]) -> d
 def write_study(root: Path) -> None:
     root.mkdir(parents=True)
     grid = {"encoders": ["gernet_s", "densenet161"], "decoders": ["unetplusplus", "deeplabv3"]}
-    (root / "spec.yaml").write_text(yaml.safe_dump({"base": {}, "output_dir": str(root), **grid}))
+    (root / "spec.yaml").write_text(
+        yaml.safe_dump(
+            {"base": {"regions": {name: list(own) for name, own in REGIONS.items()}}, "output_dir": str(root), **grid}
+        )
+    )
     study = load_study(root / "spec.yaml")
     (root / "study.yaml").write_text(study.as_yaml())
     for number, run in enumerate(study.runs):

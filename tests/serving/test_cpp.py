@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pytest
@@ -19,13 +20,20 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from torch import nn
 
 from distseg.commands import predict
+from distseg.data.dicom import on_grid, read_dicom_series, read_segmentation
 from distseg.data.nifti import read_nifti
+from distseg.data.preparing import FoldRule, prepare_store
 from distseg.data.volume import hounsfield
+from distseg.errors import DistsegError
 from distseg.models.label_map import LabelMap
 from distseg.models.segmenter import HuSegmenter
+from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.model import open_model
-from tests.conftest import ROOT
+from distseg.serving.server import find_installation, free_endpoints, running_server
+from tests.conftest import ROOT, SMALL, shift_heads
 from tests.data.test_fuzz import mutated
+from tests.labelled import LABELS, write_labelled
+from tests.serving.test_predict import write_ct
 
 SHARED = ROOT.parent / "shared" / "data"
 HEADERS = ("nifti/nifti2_io.h", "nlohmann/json.hpp")
@@ -406,3 +414,36 @@ def test_sanitizers_find_nothing_in_good_bad_and_damaged_files(
         done = program(*words)
         assert done.returncode == 1 and done.stderr.count("\n") == 1 and expected in done.stderr, (name, done.stderr)
     assert_refused_or_read(fuzz, fuzzed(tmp_path, image, FUZZED))
+
+
+def test_five_lobes_keep_their_names_and_masks_from_the_store_to_c_plus_plus_triton_and_dicom_seg(
+    program: Program, run_command: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_labelled(tmp_path / "src", "lobes", cases=4, size=64, n_slices=6)
+    prepare_store(tmp_path / "src", tmp_path / "store", FoldRule(2), labels={"background": 0} | LABELS["lobes"])
+    run, model, names = tmp_path / "run", tmp_path / "model", list(LABELS["lobes"])
+    words = [*SMALL, f"data.store={tmp_path / 'store'}", "train.max_steps=2", f"output_dir={run}"]
+    said = run_command("distseg", "train", *words).stdout
+    assert "right_upper = label 3 (right_upper)" in said and "images are not flipped" in said
+    shift_heads(run, shares=[0.4] * 5)  # most pixels would be in several
+    described = export_run(run, model, ExportOptions(precision="float32"))
+    assert described["labels"] == {"background": 0} | LABELS["lobes"] and len(described["exclusive"]) == 10
+    source = tmp_path / "src/images/case_0.nii.gz"
+    mask = assert_same_as_python(program, model / "model.pt", source, tmp_path)
+    assert set(np.unique(mask)) == set(range(6))
+    series = write_ct(tmp_path / "series", read_nifti(source).values_ZYX)
+    assert predict.main([str(model), str(series), str(tmp_path / "mask.dcm"), "--format", "dicom-seg"]) == 0
+    segmentation = hd.seg.segread(tmp_path / "mask.dcm")
+    found, _ = read_segmentation(tmp_path / "mask.dcm")
+    assert np.array_equal(on_grid(found, read_dicom_series(sorted(series.iterdir()))), mask.T)
+    described_segments = [segmentation.get_segment_description(n) for n in range(1, 6)]
+    assert [segment.segment_label for segment in described_segments] == names
+    assert len({tuple(segment.RecommendedDisplayCIELabValue) for segment in described_segments}) == 5
+    try:
+        installed = find_installation()
+    except DistsegError:
+        return  # no Triton here; its own tests say so
+    endpoints = free_endpoints()
+    with running_server(installed, model / "model_repository_python", endpoints):
+        assert predict.main(["--server", endpoints.grpc, str(source), str(tmp_path / "triton.nii.gz")]) == 0
+    assert content(tmp_path / "triton.nii.gz") == content(tmp_path / f"pythons-{source.name}")

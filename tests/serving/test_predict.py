@@ -29,6 +29,7 @@ from distseg.scoring.evaluation import evaluate_run
 from distseg.scoring.postprocessing import RULES, RegionRule, read_rules, rules_as_dict
 from distseg.scoring.segmenting import label_map, segment_volume
 from distseg.serving.affected_slices import most_affected_slices
+from distseg.serving.description import read_description
 from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.model import open_model
 from distseg.serving.prediction import measure
@@ -404,7 +405,8 @@ def test_a_server_gives_the_same_files(model: Path, volumes: Path, tmp_path: Pat
     for name in ("model.pt", "model.json"):
         (tmp_path / "served").mkdir(exist_ok=True)
         shutil.copy(model / name, tmp_path / "served")
-    write_repositories(tmp_path / "served", json.loads((model / "model.json").read_text()))
+    described = read_description(model, json.loads((model / "model.json").read_text()))
+    write_repositories(tmp_path / "served", described)
     endpoints = free_endpoints()
     with running_server(find_installation(), tmp_path / "served/model_repository_python", endpoints):
         for address in (endpoints.grpc, endpoints.http):

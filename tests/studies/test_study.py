@@ -26,7 +26,7 @@ from distseg.reporting.study_page import study_page
 from distseg.studies import executors
 from distseg.studies.executors import array_of, gpu_slots
 from distseg.studies.grid import changed_keys, load_study
-from distseg.studies.running import alone, begin, run_study
+from distseg.studies.running import alone, begin, run_study, with_store
 from distseg.studies.task import MARK, State, do_task, last_error, task_of, write_config
 from distseg.tables import read_rows
 from tests.conftest import ROOT, SCRIPTS_FIRST, SMALL, wait_until
@@ -127,12 +127,13 @@ def test_a_fold_that_is_added_is_trained_alone_and_pooled_with_the_others(study:
 def test_a_changed_configuration_is_refused_and_names_the_keys(study: tuple[Path, str]) -> None:
     path, _ = study
     same = ["encoders=[gernet_s]", "folds=[1, 2]"]
-    begin(load_study(path, [*same, "executor=slurm", "data.num_threads=3", "checkpoint.keep_last=9", "seeds=[0, 1]"]))
+    paced = [*same, "executor=slurm", "data.num_threads=3", "checkpoint.keep_last=9", "seeds=[0, 1]"]
+    begin(with_store(load_study(path, paced)))
     with pytest.raises(DistsegError) as caught:
-        begin(load_study(path, [*same, "optim.lr=1", "model.encoder_weights=x", "processes_per_run=2"]))
+        begin(with_store(load_study(path, [*same, "optim.lr=1", "model.encoder_weights=x", "processes_per_run=2"])))
     expected = "model.encoder_weights (None -> x), optim.lr (0.004 -> 1), processes_per_run (1 -> 2); its runs stay"
     assert expected in str(caught.value).replace("1.0", "1")
-    begin(load_study(path, same))
+    begin(with_store(load_study(path, same)))
 
 
 def test_another_process_on_the_same_folder_is_refused(study: tuple[Path, str]) -> None:
