@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -40,20 +39,6 @@ class Endpoints:
     @property
     def metrics(self) -> str:
         return f"http://{self.host}:{self.port + 2}/metrics"
-
-
-def free_endpoints(host: str = "127.0.0.1") -> Endpoints:
-    """Three ports in a row that nobody listens on now.
-
-    Raises:
-        DistsegError: there are none.
-    """
-    for port in range(random.SystemRandom().randrange(20_000, 30_000), 60_000, 3):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for n in range(3):
-                stack.enter_context(socket.create_server((host, port + n)))
-            return Endpoints(host, port)
-    raise DistsegError(f"port: got none from 20000 to 60000 on {host}; three in a row are needed; end other servers")
 
 
 @dataclass(frozen=True)

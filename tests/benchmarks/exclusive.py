@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from labelled import LABELS, write_labelled
 from report import print_result, print_table, print_versions
 from torch import Tensor
 
@@ -29,7 +30,6 @@ from distseg.models.label_map import LabelMap
 from distseg.models.network import build_model
 from distseg.optim import build_optimizer, learning_rate, set_learning_rate
 from distseg.runs.training_slices import training_slices
-from tests.labelled import LABELS, write_labelled
 
 ARMS = ("sigmoid", "softmax")
 CPU = torch.device("cpu")

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ports import free_endpoints
 from recipes import ROOT, make_store
 from recipes import run as run_module
 from report import print_result, print_table, print_versions
@@ -42,7 +43,7 @@ from distseg.serving.client import RemoteSegmenter
 from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.formats import FORMATS
 from distseg.serving.repository import PYTHON_REPOSITORY
-from distseg.serving.server import find_installation, free_endpoints, running_server
+from distseg.serving.server import find_installation, running_server
 from distseg.serving.standalone import load
 
 BATCHES = (1, 4, 8)

@@ -29,10 +29,11 @@ from distseg.models.label_map import LabelMap
 from distseg.models.segmenter import HuSegmenter
 from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.model import open_model
-from distseg.serving.server import find_installation, free_endpoints, running_server
+from distseg.serving.server import find_installation, running_server
+from tests.benchmarks.labelled import LABELS, write_labelled
+from tests.benchmarks.ports import free_endpoints
 from tests.conftest import ROOT, SMALL, shift_heads
 from tests.data.test_fuzz import mutated
-from tests.labelled import LABELS, write_labelled
 from tests.serving.test_predict import write_ct
 
 SHARED = ROOT.parent / "shared" / "data"

@@ -34,9 +34,10 @@ from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.model import open_model
 from distseg.serving.prediction import measure
 from distseg.serving.repository import write_repositories
-from distseg.serving.server import find_installation, free_endpoints, running_server
+from distseg.serving.server import find_installation, running_server
 from distseg.serving.standalone import METADATA
 from distseg.tables import read_rows
+from tests.benchmarks.ports import free_endpoints
 from tests.data.test_dicom import blank
 
 CPU = torch.device("cpu")

@@ -31,7 +31,8 @@ from distseg.errors import DistsegError
 from distseg.files import folder_written_aside
 from distseg.serving.client import RemoteSegmenter
 from distseg.serving.repository import write_repositories
-from distseg.serving.server import Endpoints, find_installation, free_endpoints, running_server
+from distseg.serving.server import Endpoints, find_installation, running_server
+from tests.benchmarks.ports import free_endpoints
 from tests.conftest import ROOT, wait_until
 from tests.serving.malformed_requests import (
     GRPC_KINDS,
