@@ -171,10 +171,11 @@ def test_what_is_printed_says_what_was_found(opened: SegmentationModel, predicte
 
 
 HU = np.full((2, 64, 64), -1000, np.int16)
+HU[:, 20:40] = 40
 MISTAKES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "volume array: got shape (64, 64); it must be three-dimensional": (lambda: HU[0], {}),
     "volume array: holds NaN or infinite values": (lambda: np.where(HU < 0, np.nan, 0.0), {}),
-    "volume array: got values 0..1, scaled to 0..1": (lambda: (HU + 1000) / 1.0 + np.eye(64), {}),
+    "volume array: got values 0..1, scaled to 0..1": (lambda: np.stack([np.eye(64)] * 2), {}),
     "volume array: got values 100..100000; neither HU": (lambda: HU * 0 + np.int64(100) + np.eye(64) * 99900, {}),
     "volume array: got voxels of type <U5; they must be real numbers": (lambda: HU.astype("<U5"), {}),
     "volume array: got voxels of type complex128": (lambda: HU + 1j, {}),
@@ -185,7 +186,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "volume: got nowhere.nii.gz; no such file or folder; check the path": (lambda: "nowhere.nii.gz", {}),
     "neither NIfTI nor DICOM; convert it": (lambda: ROOT / "README.md", {}),
     "without a DICOM file; it must hold one series": (lambda: ROOT / "tests", {}),
-    "volume nibabel image: got shape (2, 64, 64, 1)": (lambda: nib.Nifti1Image(HU[..., None], np.eye(4)), {}),
+    "volume nibabel image: got shape (2, 32, 64, 2)": (
+        lambda: nib.Nifti1Image(HU.reshape(2, 32, 64, 2), np.eye(4)),
+        {},
+    ),
     "volume nibabel image: got affine None; it must be invertible": (lambda: nib.Nifti1Image(HU, None), {}),
     "spacing_mm: got (1, 2); it must be three sizes": (lambda: HU, {"spacing_mm": (1, 2)}),
     "spacing_mm: got 2.5; it must be three sizes": (lambda: HU, {"spacing_mm": 2.5}),
@@ -193,7 +197,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "spacing_mm: got '111'; it must be three sizes": (lambda: HU, {"spacing_mm": "111"}),
     "spacing_mm: got it for a path, which has its own": (lambda: "a.nii", {"spacing_mm": (1, 1, 1)}),
     "intensity: got 'HU'; it must be one of auto, hu, grey; choose one": (lambda: HU, {"intensity": "HU"}),
-    "declared grey; they look like hu": (lambda: HU, {"intensity": "grey"}),
+    "declared grey; grey is 0..255; use --intensity hu or auto": (lambda: HU, {"intensity": "grey"}),
 }
 
 
@@ -365,7 +369,7 @@ def test_the_examples_of_the_page_hold(workplace: Path) -> None:
         inspect.signature(getattr(distseg, call.func.attr)).bind(*map(ast.literal_eval, call.args), **given)
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(5)
 def test_the_notebook_like_example_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "docs/library_example.py"), run_name="__main__")
     assert "infection" in capsys.readouterr().out

@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from distseg.serving.work import find_work
 
     work = find_work(args.input, args.output, args.format)
+    for note in work.notes:
+        print(f"note: {note}")
     if args.server:
         parse_address(args.server)
     else:

@@ -52,6 +52,8 @@ class Frame:
     intercept: float
     padding: tuple[int, int] | None
     """the two ends of the stored values that are no measurement"""
+    is_deflated: bool
+    """the whole file is compressed, not its pixels: no frame can be read alone"""
 
 
 def read_patient_id(path: Path) -> str | None:
@@ -247,7 +249,7 @@ def _frame(path: Path, index: int, header: Any, groups: Sequence[Any]) -> Frame:
         )
     low = header.get("PixelPaddingValue")
     high = header.get("PixelPaddingRangeLimit", low)
-    thickness = first("SpacingBetweenSlices") or first("SliceThickness")
+    heights = [float(mm) for name in ("SpacingBetweenSlices", "SliceThickness") if (mm := first(name)) is not None]
     row_mm, column_mm = (float(mm) for mm in values["PixelSpacing"])
     frame = Frame(
         path=path,
@@ -256,10 +258,11 @@ def _frame(path: Path, index: int, header: Any, groups: Sequence[Any]) -> Frame:
         position_mm=np.array(values["ImagePositionPatient"], float).reshape(3),
         orientation=np.array(values["ImageOrientationPatient"], float).reshape(2, 3),
         spacing_mm=(row_mm, column_mm),
-        thickness_mm=float(thickness) if thickness else None,
+        thickness_mm=next((mm for mm in heights if mm > 0), None),  # some scanners count slices downwards
         slope=float(values["RescaleSlope"]),
         intercept=float(values["RescaleIntercept"]),
         padding=None if low is None else (int(low), int(high)),
+        is_deflated=header.file_meta.TransferSyntaxUID.is_deflated,
     )
     numbers = [*frame.position_mm, *frame.orientation.ravel(), row_mm, column_mm, frame.slope, frame.intercept]
     if not np.abs(numbers).max() < LARGEST or min(row_mm, column_mm) <= 0 or frame.slope == 0:  # NaN is not below
@@ -317,7 +320,8 @@ def _slice_distance(frames: Sequence[Frame]) -> float:
 
 def _hounsfield(frame: Frame) -> np.ndarray:
     with parsing("dicom", frame.path):
-        stored_YX = pixel_array(frame.path, index=frame.index)
+        source = pydicom.dcmread(frame.path) if frame.is_deflated else frame.path
+        stored_YX = pixel_array(source, index=frame.index)
     if stored_YX.shape != frame.shape:
         raise DistsegError(f"dicom {frame.path}: got {stored_YX.shape} pixels, declared {frame.shape}; copy it again")
     hu_YX = stored_YX.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept)

@@ -9,6 +9,7 @@ from pathlib import Path
 import highdicom as hd
 import numpy as np
 import pydicom
+from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
@@ -28,6 +29,7 @@ MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
     "ReferringPhysicianName",
 )  # fmt: skip
+UTF_8 = "ISO_IR 192"
 SHORT_STRING = 16  # characters that a code's value may have
 
 
@@ -122,6 +124,9 @@ def _sources(frames: Sequence[Frame]) -> tuple[list[pydicom.Dataset], list[int]]
     for path in files:
         with parsing("dicom", path):
             image = pydicom.dcmread(path, stop_before_pixels=True)
+            if isinstance(image.get("SpecificCharacterSet"), MultiValue):  # Japanese, ...: highdicom takes but one
+                image.decode()
+                image.SpecificCharacterSet = UTF_8
         for name in MAY_BE_EMPTY:
             image.setdefault(name, None)
         if not image.get("FrameOfReferenceUID"):

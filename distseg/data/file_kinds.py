@@ -1,18 +1,46 @@
 """Which kind of file a path names. Nothing is imported for it: a wrong path is told of before any reader is there."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 SUFFIXES = (".nii.gz", ".nii")
+# Lie beside slices without being one. Any other file of a series' folder is taken for a slice, and fails where it is none.
+BESIDE_SLICES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".txt",
+    ".csv",
+    ".json",
+    ".xml",
+    ".md",
+    ".pdf",
+    ".ini",
+    ".db",
+)
+NOT_SUPPORTED = {".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD", ".nhdr": "NRRD", ".hdr": "Analyze", ".img": "Analyze",
+                 ".mgz": "MGH", ".gipl": "GIPL"}  # fmt: skip
+MOST_NAMED = 20  # of what is left out; a folder may hold thousands
 DICOM_MAGIC, DICOM_MAGIC_AT = b"DICM", 128  # DICOM PS3.10: after a preamble of this many bytes
 
 
 def is_nifti(path: Path) -> bool:
-    return path.is_file() and path.name.endswith(SUFFIXES) and not path.name.startswith(".")
+    return path.is_file() and has_nifti_suffix(path) and not path.name.startswith(".")
+
+
+def has_nifti_suffix(path: Path) -> bool:
+    """.nii or .nii.gz, in any case: some converters write .NII.GZ."""
+    return path.name.lower().endswith(SUFFIXES)
 
 
 def nifti_stem(path: Path) -> str:
-    """File name without .nii or .nii.gz."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    """File name without .nii or .nii.gz, in any case."""
+    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
+    return path.name[: len(path.name) - len(suffix)]
 
 
 def is_dicom(path: Path) -> bool:
@@ -26,3 +54,43 @@ def is_dicom(path: Path) -> bool:
 
 def is_png(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() == ".png" and not path.name.startswith(".")
+
+
+def series_files(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """What a folder holds of a DICOM series, by name, and what lies beside it.
+
+    Returns:
+        Its slices, with files that should be slices and may be none (empty, cut, an error page): reading names them. None where no
+        file of the folder is DICOM. And what is left out: pictures, texts, DICOMDIR, folders.
+    """
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    if not any(map(is_dicom, entries)):
+        return (), tuple(entries)
+    beside = [path for path in entries if path.is_dir() or _lies_beside(path) and not is_dicom(path)]
+    return tuple(path for path in entries if path not in set(beside)), tuple(beside)
+
+
+def _lies_beside(path: Path) -> bool:
+    return (
+        path.name.upper() == "DICOMDIR"
+        or path.suffix.lower() in (*BESIDE_SLICES, *NOT_SUPPORTED)
+        or has_nifti_suffix(path)
+    )
+
+
+def what_it_is(path: Path) -> str:
+    """Why a file or folder is not read, for a list of what is left out; "" where its name says all."""
+    if path.is_symlink() and not path.exists():
+        return "a link to nothing"
+    if path.is_dir():
+        return "a folder"
+    if kind := NOT_SUPPORTED.get(path.suffix.lower()):
+        return f"{kind} is not supported; convert it to NIfTI"
+    return ""
+
+
+def left_out_in_words(left_out: Sequence[Path], root: Path) -> str:
+    """One line that names files which were not read: `left out: a.txt, b.nrrd (NRRD is not supported; convert it to NIfTI)`."""
+    names = [f"{path.relative_to(root)}" + (f" ({what})" if (what := what_it_is(path)) else "") for path in left_out]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"left out: {', '.join(names[:MOST_NAMED])}{more}"

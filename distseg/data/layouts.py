@@ -12,7 +12,7 @@ from pathlib import Path
 
 from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import read_patient_id
-from distseg.data.file_kinds import is_dicom, is_nifti, is_png, nifti_stem
+from distseg.data.file_kinds import is_dicom, is_nifti, is_png, left_out_in_words, nifti_stem, series_files
 from distseg.errors import DistsegError
 
 # Labels of every layout; a store names those that its source may hold. Higher numbers overwrite lower ones.
@@ -121,7 +121,8 @@ def patient_of(case_id: str) -> str:
 
 
 def _zenodo(src: Path, _: Mapping[str, int]) -> Source:
-    images = _niftis(src / ZENODO_IMAGES)
+    left_out: list[Path] = []
+    images = _niftis(src / ZENODO_IMAGES, left_out)
     if not images:
         raise DistsegError(
             f"source: got {src / ZENODO_IMAGES} without a .nii or .nii.gz file; at least one volume is needed"
@@ -132,18 +133,20 @@ def _zenodo(src: Path, _: Mapping[str, int]) -> Source:
         raise DistsegError(f"source: got {src} without masks; it must hold {needed}, or {', '.join(ZENODO_JOINT)}")
     masks: dict[str, list[MaskSource]] = {case_id: [] for case_id in images}
     for name, label_of_value in folders.items():
-        files = _niftis(src / name)
+        files = _niftis(src / name, left_out)
         _check_pairs(src / name, images, files)
         for case_id, path in files.items():
             masks[case_id].append(MaskSource((path,), label_of_value, {}))
     labels = {name: LABELS[name] for name in ("background", "lung", "infection")}
     cases = (CaseSource(i, patient_of(i), (path,), tuple(masks[i])) for i, path in images.items())
-    return Source(src, "zenodo", labels, tuple(cases))
+    return Source(src, "zenodo", labels, tuple(cases), notes=_notes_on(left_out, src))
 
 
-def _niftis(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder by case."""
-    named = _by_case((nifti_stem(path), (path,)) for path in sorted(folder.iterdir()) if is_nifti(path))
+def _niftis(folder: Path, left_out: list[Path]) -> dict[str, Path]:
+    """The NIfTI files of a folder by case; `left_out` gets what is none."""
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    left_out += [path for path in entries if not is_nifti(path)]
+    named = _by_case((nifti_stem(path), (path,)) for path in entries if is_nifti(path))
     return {case_id: files[0] for case_id, files in named.items()}
 
 
@@ -222,13 +225,11 @@ def _paired(src: Path, labels: Mapping[str, int]) -> Source:
             masks[case_id].append(_mask_source(name, labels, _in_order_of(files, found[case_id])))
     held = labels if PAIRED_JOINT in folders else {n: v for n, v in labels.items() if n in folders or v == 0}
     cases = (CaseSource(i, _patient(i, files), files, tuple(masks[i])) for i, files in images.items())
-    notes = []
-    if left_out:
-        some = ", ".join(str(path.relative_to(src)) for path in left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-        notes = [
-            f"left out, since they are no .nii, .nii.gz, .png, DICOM file or folder of those: {some} ({len(left_out)} in all)"
-        ]
-    return Source(src, "paired", held, tuple(cases), notes=tuple(notes))
+    return Source(src, "paired", held, tuple(cases), notes=_notes_on(left_out, src))
+
+
+def _notes_on(left_out: Sequence[Path], src: Path) -> tuple[str, ...]:
+    return (left_out_in_words(left_out, src),) if left_out else ()
 
 
 def _cases_in(folder: Path, left_out: list[Path]) -> dict[str, tuple[Path, ...]]:
@@ -241,7 +242,7 @@ def _cases_in(folder: Path, left_out: list[Path]) -> dict[str, tuple[Path, ...]]
     volumes: list[tuple[str, tuple[Path, ...]]] = []
     slices: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        if path.is_dir() and (files := _files_of_folder(path)):
+        if path.is_dir() and (files := _files_of_folder(path, left_out)):
             volumes.append((path.name, files))
         elif is_nifti(path):
             volumes.append((nifti_stem(path), (path,)))
@@ -255,10 +256,15 @@ def _cases_in(folder: Path, left_out: list[Path]) -> dict[str, tuple[Path, ...]]
     return _by_case(volumes)
 
 
-def _files_of_folder(folder: Path) -> tuple[Path, ...]:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    pngs = tuple(sorted((path for path in files if is_png(path)), key=_number))
-    return pngs or tuple(path for path in files if is_dicom(path))
+def _files_of_folder(folder: Path, left_out: list[Path]) -> tuple[Path, ...]:
+    """PNG slices in the order of their numbers, or a DICOM series; `left_out` gets what lies beside either."""
+    pngs = tuple(sorted((path for path in folder.iterdir() if is_png(path)), key=_number))
+    files, beside = series_files(folder)
+    if files or not pngs:
+        left_out += beside if files else ()
+        return files
+    left_out += [path for path in beside if path not in pngs]
+    return pngs
 
 
 def _number(path: Path) -> tuple[int, str]:
@@ -360,7 +366,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _files_at(base: Path, name: str, where: str) -> tuple[Path, ...]:
     path = base / name
-    files = _files_of_folder(path) if path.is_dir() else (path,) if path.is_file() else ()
+    files = _files_of_folder(path, []) if path.is_dir() else (path,) if path.is_file() else ()
     if not name or not files:
         raise DistsegError(
             f"{where}: got {name!r}; it must be a file, or a folder of DICOM or PNG files; mend the path"

@@ -12,7 +12,7 @@ from distseg.data.file_kinds import is_dicom, is_nifti, is_png
 from distseg.data.layouts import CaseSource, MaskSource
 from distseg.data.nifti import read_nifti
 from distseg.data.png import read_png_slices
-from distseg.data.volume import GRID_TOLERANCE, Volume
+from distseg.data.volume import GRID_TOLERANCE, Volume, whole_labels
 from distseg.errors import DistsegError
 
 
@@ -36,10 +36,11 @@ def read_labels(source: CaseSource, volume: Volume) -> np.ndarray:
     label_ZYX = np.zeros(volume.values_ZYX.shape, np.uint8)
     for mask in source.masks:
         values_ZYX, label_of_value = _read_mask(mask, source, volume)
+        values_ZYX = whole_labels(mask.files[0], values_ZYX)
         declared = {0, *label_of_value}
         if unknown := sorted(set(np.unique(values_ZYX).tolist()) - declared):
             raise DistsegError(
-                f"mask {mask.files[0]}: got value {unknown[0]:g}; declared are {sorted(declared)}; remove or remap the value"
+                f"mask {mask.files[0]}: got value {unknown[0]}; declared are {sorted(declared)}; remove or remap the value"
             )
         for value, label in label_of_value.items():
             label_ZYX[values_ZYX == value] = label

@@ -18,18 +18,26 @@ GEOMETRY = (
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 NOT_MM = {1: "metres", 3: "micrometres"}  # codes of xyzt_units; besides 2, mm, some writers leave anything there
+NOWHERE = (
+    "its header does not say where it lies (qform and sform codes are 0), and programs disagree on left and right then; taken as "
+    "nibabel does: x grows to the left"
+)
+HEADER_BYTES = 348  # of NIfTI-1; NIfTI-2 has more
 DEFLATE_RATIO = 1032  # no gzip file unpacks to more than this many times its size
 
 
 def read_nifti(path: Path) -> Volume:
-    """Reads a three-dimensional NIfTI file.
+    """Reads a three-dimensional NIfTI file; further axes of length 1 are dropped.
 
     Raises:
         DistsegError: no such file, not NIfTI, truncated, not three-dimensional, too large, without a usable affine or
             with values that are not finite.
     """
     image = _open(path)
-    return replace(in_lps(path, _voxels(image, path), image.affine), header=image.header)
+    values = _voxels(image, path)
+    volume = in_lps(path, values.reshape(values.shape[:3]), image.affine)
+    notes = () if image.header["qform_code"] or image.header["sform_code"] else (f"{path.name}: {NOWHERE}",)
+    return replace(volume, header=image.header, notes=notes)
 
 
 def write_on_grid(path: Path, values_ZYX: np.ndarray, volume: Volume, scale: float = 1.0) -> None:
@@ -81,15 +89,20 @@ def _open(path: Path) -> nib.Nifti1Image:
         axes = io_orientation(affine) if np.isfinite(affine).all() else np.full(1, np.nan)
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one too
         raise DistsegError(f"volume {path}: got {type(image).__name__}; it must be NIfTI; convert it")
-    if len(shape) != 3 or 0 in shape:
+    if len(shape) < 3 or 0 in shape or any(n > 1 for n in shape[3:]):
         raise DistsegError(
             f"volume {path}: got shape {shape}; it must be three-dimensional and not empty; take one volume out of it"
         )
     check_voxel_count(path, shape)
     if unit := NOT_MM.get(int(image.header["xyzt_units"]) & 7):  # millilitres would be wrong a billion times
         raise DistsegError(f"volume {path}: got voxel sizes in {unit}; CT's are in mm; mend the header (xyzt_units)")
+    if 0 <= image.dataobj.offset < HEADER_BYTES:
+        raise DistsegError(
+            f"volume {path}: truncated or damaged (its voxels would begin inside the header, vox_offset "
+            f"{image.dataobj.offset}); copy or download it again"
+        )
     claimed = int(np.prod(shape, dtype=np.int64)) * image.get_data_dtype().itemsize
-    if claimed > path.stat().st_size * (DEFLATE_RATIO if path.name.endswith(".gz") else 1):
+    if claimed > path.stat().st_size * (DEFLATE_RATIO if path.name.lower().endswith(".gz") else 1):
         raise DistsegError(
             f"volume {path}: truncated or damaged (the header claims {claimed} bytes of voxels, more than the file can "
             "hold); copy or download it again"
@@ -101,7 +114,7 @@ def _open(path: Path) -> nib.Nifti1Image:
 
 def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:
     with parsing("volume", path):
-        if path.name.endswith(".gz"):
+        if path.name.lower().endswith(".gz"):
             with gzip.open(path) as stream:
                 values = np.asanyarray(type(image).from_stream(stream).dataobj)
                 while stream.read(2**20):  # to the end, where gzip compares its checksum: nibabel stops before it

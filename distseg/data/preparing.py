@@ -107,13 +107,13 @@ def prepare_store(
         in_place = (root / "store.json").is_file()
         building = root if in_place else root.with_name(f".preparing-{root.name}")
         with _executor(cluster, min(workers, len(source.cases))) as executor:
-            cases = _prepare_cases(source, Reading(source.root, building, source.labels, intensity), executor)
+            cases, notes = _prepare_cases(source, Reading(source.root, building, source.labels, intensity), executor)
         folds = _folds(source, cases, rule)
         write_store_json(building, source.layout, source.labels, cases, folds)
         _remove_unnamed(building, cases)
         if not in_place:
             replace_folder(building, root)
-    return open_store(root), (*source.notes, *_notes_on_folds(source, rule))
+    return open_store(root), (*source.notes, *notes, *_notes_on_folds(source, rule))
 
 
 def _notes_on_folds(source: Source, rule: FoldRule) -> Iterator[str]:
@@ -145,13 +145,14 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _prepare_cases(source: Source, reading: Reading, executor: Executor) -> list[Case]:
+def _prepare_cases(source: Source, reading: Reading, executor: Executor) -> tuple[list[Case], list[str]]:
     futures = [executor.submit(prepare_case, case, reading) for case in source.cases]
     cases: dict[str, Case] = {}
+    notes: dict[str, tuple[str, ...]] = {}
     try:
         for future in counted(as_completed(futures), "prepare", len(futures), "volume"):
-            case = future.result()
-            cases[case.id] = case
+            case, said = future.result()
+            cases[case.id], notes[case.id] = case, said
     except BrokenProcessPool:
         raise DistsegError(
             "prepare: a worker process was killed (out of memory?); finished volumes are kept; run it again with fewer "
@@ -160,18 +161,18 @@ def _prepare_cases(source: Source, reading: Reading, executor: Executor) -> list
     finally:
         for future in futures:
             future.cancel()
-    return [cases[case.id] for case in source.cases]
+    return [cases[case.id] for case in source.cases], [note for case in source.cases for note in notes[case.id]]
 
 
-def prepare_case(source: CaseSource, reading: Reading) -> Case:
-    """Writes the slices of one case unless they are there already, made from the same files; returns what they are."""
+def prepare_case(source: CaseSource, reading: Reading) -> tuple[Case, tuple[str, ...]]:
+    """Writes the slices of one case unless they are there already, made from the same files; what they are, and notes on them."""
     digests = {relative_name(files, reading.src): _sha256_of_files(files) for files in _files_of(source)}
     made_from = [STORE_VERSION, digests, source.slice_index, source.patient, dict(reading.labels), reading.intensity]
     made_from += [[dict(mask.label_of_value), dict(mask.label_of_segment)] for mask in source.masks]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = Path("slices") / digest[:2] / f"{source.id}-{digest[:12]}"
     if (done := _read_done(reading.root / folder)) and not problems_of_case(reading.root, done):
-        return done
+        return done, ()
     volume = read_image(source)
     hu_ZYX, origin = hounsfield(volume, reading.intensity)
     label_ZYX = read_labels(source, volume)
@@ -194,7 +195,7 @@ def prepare_case(source: CaseSource, reading: Reading) -> Case:
         raise DistsegError(
             f"store: cannot write {reading.root / folder} ({error}); free some space; finished volumes are kept, run it again"
         ) from None
-    return case
+    return case, volume.notes
 
 
 def _write_case(folder: Path, case: Case, hu_ZYX: np.ndarray, label_ZYX: np.ndarray) -> None:
@@ -236,10 +237,15 @@ def _files_of(source: CaseSource) -> list[Sequence[Path]]:
 
 def _sha256_of_files(files: Sequence[Path]) -> str:
     """Of one file its own digest, of several the digest of their names and digests."""
-    if len(files) == 1:
-        return sha256_of(files[0])
-    lines = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    try:
+        if len(files) == 1:
+            return sha256_of(files[0])
+        lines = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+    except OSError as error:
+        raise DistsegError(
+            f"source {error.filename}: not readable ({error.strerror}); mend it, or move it away"
+        ) from None
+    return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
 def _check_folds(source: Source, rule: FoldRule) -> None:

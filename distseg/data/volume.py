@@ -25,8 +25,12 @@ GREY_WINDOW_HU = (-1250, 250)  # what grey 0..255 stands for in the radiopaedia_
 PARSING = threading.RLock()  # filters of warnings and levels of loggers are those of all threads
 LPS = axcodes2ornt(("L", "P", "S"))
 VOXEL_MM = (1e-6, 1e6)  # sizes that a header in any unit may mean
+RIGHT_ANGLED = 0.999  # of the product of its sides: the least volume of a voxel, 2.6 degrees of tilt
+WHOLE = 1e-3  # how far rounding may take a label from its whole number: scaled by 1/255, interpolated by 0
 GRID_TOLERANCE = 0.1  # of a voxel, at the corners of two volumes on one grid: headers round positions
 HIGHEST_HU = 32767  # what int16 holds; dense metal stays below it
+TISSUE_AND_AIR_HU = (-200, 300)  # a CT has values below the first, lung or air, and spans more than the second
+GREY_RESAMPLED = (-64, 320)  # how far a spline may leave grey 0..255
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Volume:
     """4 x 4, index (x, y, z) of values_ZYX -> mm to the Right, Anterior, Superior as in NIfTI; None as above"""
     header: Nifti1Header | None = None
     """of a NIfTI file; None: of another format"""
+    notes: tuple[str, ...] = ()
+    """what a user should know of how it was read"""
 
 
 def in_lps(path: Path, values_XYZ: np.ndarray, affine: np.ndarray) -> Volume:
@@ -58,6 +64,12 @@ def in_lps(path: Path, values_XYZ: np.ndarray, affine: np.ndarray) -> Volume:
     sizes_mm = voxel_sizes(affine)
     if not VOXEL_MM[0] <= sizes_mm.min() <= sizes_mm.max() <= VOXEL_MM[1]:
         raise DistsegError(f"volume {path}: got voxels of {sizes_mm.tolist()} mm; no CT has such; mend the header")
+    share = abs(float(np.linalg.det(affine[:3, :3]))) / float(np.prod(sizes_mm))
+    if share < RIGHT_ANGLED:
+        raise DistsegError(
+            f"volume {path}: got axes that are not at right angles (a gantry tilt; a voxel has {100 * share:.1f} % of the volume that "
+            "its sides say); masks, millilitres and distances would be wrong; resample it to a straight grid"
+        )
     orientation = ornt_transform(io_orientation(affine), LPS)
     turned = affine @ inv_ornt_aff(orientation, values_XYZ.shape)
     x_mm, y_mm, z_mm = (round(float(mm), 6) for mm in voxel_sizes(turned))
@@ -108,41 +120,62 @@ def check_voxel_count(path: Path, shape: tuple[int, ...]) -> None:
 def hounsfield(volume: Volume, intensity: str = "auto") -> tuple[np.ndarray, str]:
     """The volume in HU, and where its intensities came from.
 
-    Air makes every CT in HU go far below 0, so a volume within 0..255 is grey of the window [-1250, 250] HU. Values below
-    air are what scanners and converters pad with (-2000, -2048, -3024, ...): they become air.
+    A volume within 0..255 is grey of the window [-1250, 250] HU. HU are known by air and tissue: values below -200, and a range
+    above 300. Values below air are what scanners and converters pad with (-2000, -2048, -3024, ...): they become air.
+    export/cpp/volume.cpp follows the same rules; tests/serving/test_reading_rules.py feeds both the same files.
 
     Args:
         volume: as read.
-        intensity: "auto" (decide as above), "hu" or "grey" (refuse a volume that contradicts it).
+        intensity: "auto" (decide as above); "hu": also what has no air or no tissue; "grey": also what resampling has left a
+            little outside 0..255, which is cut off.
 
     Returns:
         int16 [Z, Y, X], and "hu" or "grey_-1250_250".
 
     Raises:
-        DistsegError: `intensity` contradicts the values, or they are no CT.
+        DistsegError: they are neither, or `intensity` contradicts them.
     """
     low, high = float(volume.values_ZYX.min()), float(volume.values_ZYX.max())
     if not np.isfinite([low, high]).all():
         raise DistsegError(f"volume {volume.path}: holds NaN or infinite values; HU are finite; mend or leave it out")
-    if low >= 0 and high <= 1:
+    got = f"volume {volume.path}: got values {low:g}..{high:g}"
+    least, most = GREY_RESAMPLED
+    if intensity == "grey" and not least <= low <= high <= most:
+        raise DistsegError(f"{got}, declared grey; grey is 0..255; use --intensity hu or auto")
+    is_flat = low == high or low >= 0 and high <= 1
+    if is_flat and intensity != "hu":
         raise DistsegError(
-            f"volume {volume.path}: got values {low:g}..{high:g}, scaled to 0..1 or without contrast; HU or grey 0..255 are needed; "
-            "take the volume of before it was scaled"
+            f"{got}, scaled to 0..1 or without contrast; HU or grey 0..255 are needed; take the volume of before it was scaled"
         )
-    looks_grey = low >= 0 and high <= 255
-    if intensity == "grey" and not looks_grey or intensity == "hu" and looks_grey:
-        seen = "grey" if looks_grey else "hu"
-        raise DistsegError(
-            f"volume {volume.path}: got values {low:g}..{high:g}, declared {intensity}; they look like {seen}; "
-            f"use --intensity {seen} or auto"
-        )
-    if looks_grey:
+    is_grey = low >= 0 and high <= 255 and not is_flat
+    if is_grey and intensity == "hu":
+        raise DistsegError(f"{got}, declared hu; they look like grey; use --intensity grey or auto")
+    if is_grey or intensity == "grey":
         low_hu, high_hu = GREY_WINDOW_HU
-        hu = volume.values_ZYX.astype(np.float32) / 255 * (high_hu - low_hu) + low_hu
+        hu = np.clip(volume.values_ZYX, 0, 255).astype(np.float32) / 255 * (high_hu - low_hu) + low_hu
         return np.rint(hu).astype(np.int16), f"grey_{low_hu}_{high_hu}"
-    if low < -HIGHEST_HU - 1 or high > HIGHEST_HU or low >= 0:
+    is_hu = low < TISSUE_AND_AIR_HU[0] and high - low > TISSUE_AND_AIR_HU[1]
+    if not (is_hu or intensity == "hu") or low < -HIGHEST_HU - 1 or high > HIGHEST_HU:
         raise DistsegError(
-            f"volume {volume.path}: got values {low:g}..{high:g}; neither HU (air is near -1000, nothing above "
-            f"{HIGHEST_HU}) nor grey 0..255; apply the rescale slope and intercept, or leave the volume out"
+            f"{got}; neither HU (values below {TISSUE_AND_AIR_HU[0]}, a range above {TISSUE_AND_AIR_HU[1]}, nothing beyond "
+            f"{HIGHEST_HU}) nor grey 0..255; apply the rescale slope and intercept, or say --intensity hu or grey"
         )
     return np.rint(np.maximum(volume.values_ZYX, AIR_HU)).astype(np.int16), "hu"
+
+
+def whole_labels(path: Path, values_ZYX: np.ndarray) -> np.ndarray:
+    """A mask's values as whole numbers, int64 or as they are: 0.9999999 and 255 times 1/255 are 1.
+
+    Raises:
+        DistsegError: a value lies between two.
+    """
+    if values_ZYX.dtype.kind != "f":
+        return values_ZYX
+    whole_ZYX = np.rint(values_ZYX)
+    away = np.abs(values_ZYX - whole_ZYX) > WHOLE
+    if away.any():
+        raise DistsegError(
+            f"mask {path}: got value {float(values_ZYX[away][0])!r} ({int(away.sum())} voxels between whole numbers); labels are whole "
+            "numbers; resample the mask with nearest neighbours"
+        )
+    return whole_ZYX.astype(np.int64)

@@ -112,7 +112,8 @@ class SegmentationModel:
         Example:
             >>> import distseg
             >>> import numpy as np
-            >>> result = distseg.load("model").segment(np.full((3, 64, 64), -1000), spacing_mm=(2.5, 0.7, 0.7))
+            >>> hu = np.random.default_rng(0).integers(-1000, 400, (3, 64, 64))
+            >>> result = distseg.load("model").segment(hu, spacing_mm=(2.5, 0.7, 0.7))
             >>> result.mask.shape, result.mask.dtype
             ((3, 64, 64), dtype('uint8'))
         """

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from distseg.data.file_kinds import is_dicom, is_nifti
+from distseg.data.file_kinds import is_dicom, is_nifti, series_files, what_it_is
 from distseg.data.nifti import NOT_MM, write_on_grid
 from distseg.data.volume import VOXEL_MM, Volume, as_stored, check_voxel_count, in_lps, parsing
 from distseg.errors import DistsegError
@@ -81,14 +81,18 @@ def _of_path(path: Path) -> Volume:
 
     files: tuple[Path, ...] = (path,)
     if path.is_dir():
-        files = tuple(file for file in sorted(path.iterdir()) if is_dicom(file))
+        files, _ = series_files(path)
         if not files:
             raise DistsegError(
                 f"volume: got folder {path} without a DICOM file; it must hold one series; give a file, or run `distseg predict` "
                 "for a folder of volumes"
             )
     elif not (is_nifti(path) or is_dicom(path)):
-        rule = "neither NIfTI nor DICOM; convert it" if path.exists() else "no such file or folder; check the path"
+        rule = (
+            (what_it_is(path) or "neither NIfTI nor DICOM; convert it")
+            if path.exists()
+            else "no such file or folder; check the path"
+        )
         raise DistsegError(f"volume: got {path}; {rule}")
     return read_volume(path, files)
 
@@ -121,6 +125,8 @@ def _of_nibabel(image: SpatialImage) -> Volume:
         raise DistsegError(f"volume {path}: got voxel sizes in {unit}; CT's are in mm; mend the header (xyzt_units)")
     with parsing("volume", path):
         values = np.asanyarray(image.dataobj)
+    if all(n == 1 for n in values.shape[3:]):
+        values = values.reshape(values.shape[:3])
     _check_values(path, values)
     return replace(in_lps(path, values, image.affine), header=image.header)
 

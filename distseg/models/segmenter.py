@@ -63,7 +63,7 @@ class HuSegmenter(nn.Module):
         if hu_BCHW.dim() != 4 or hu_BCHW.shape[1] != self.n_slices or hu_BCHW.numel() == 0:
             raise ValueError(f"input: must have shape (N, {self.n_slices}, H, W), none of them 0; reshape it")
         height, width = hu_BCHW.shape[2], hu_BCHW.shape[3]
-        hu = hu_BCHW.float()
+        hu = hu_BCHW.float().clamp(min=self.air_hu)  # what scanners pad with, -2048 and the like, is air
         if self.image_size > 0:
             longer = max(height, width)
             size = [

@@ -11,6 +11,7 @@ import torch
 from distseg.config import Config
 from distseg.data.nifti import read_nifti
 from distseg.data.store import Case, Slices, Store
+from distseg.data.volume import whole_labels
 from distseg.errors import DistsegError
 from distseg.models.label_map import LabelMap
 from distseg.regions import exclusive, regions_by_width, write_order
@@ -154,7 +155,7 @@ def read_masks(files: Mapping[str, Path], store: Store, slices: Slices) -> Itera
         path = files[case.id]
         hu_ZYX, truth_ZYX = store.read_case(case)
         mask = read_nifti(path)
-        mask_ZYX = mask.values_ZYX
+        mask_ZYX = whole_labels(path, mask.values_ZYX)
         if mask_ZYX.shape != truth_ZYX.shape:
             raise DistsegError(
                 f"masks: got {path} of shape {mask_ZYX.shape}; case {case.id} has {truth_ZYX.shape} (slices, rows, columns); "
@@ -166,7 +167,7 @@ def read_masks(files: Mapping[str, Path], store: Store, slices: Slices) -> Itera
                 "lie on its volume's grid; write it with the volume's geometry"
             )
         if unknown := sorted(set(np.unique(mask_ZYX).tolist()) - set(known)):
-            raise DistsegError(f"masks: got label {unknown[0]:g} in {path}; the store's are {known}; remap it")
+            raise DistsegError(f"masks: got label {unknown[0]} in {path}; the store's are {known}; remap it")
         yield SegmentedCase(case, z, hu_ZYX[z], truth_ZYX[z], mask_ZYX[z].astype(np.uint8))
 
 

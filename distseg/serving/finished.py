@@ -103,9 +103,10 @@ class Finished:
 
     def _made_of(self, task: MaskTask) -> str:
         """A volume is known by its files' names, sizes and times: reading them all would take as long as the masks."""
-        status = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in task.files]
+        status = [(path.name, *_status(path)) for path in task.files]
         return hashlib.sha256(json.dumps([self.made_by, status]).encode()).hexdigest()
 
 
 def _status(path: Path) -> list[int]:
-    return [path.stat().st_size, path.stat().st_mtime_ns]
+    """Size and time; of a link to nothing, which reading will name, neither."""
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else [-1, -1]

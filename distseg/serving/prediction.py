@@ -121,6 +121,8 @@ class Predictor:
         found = measure(mask_ZYX, self.model.described.regions, volume.spacing_mm)
         elapsed_s = time.perf_counter() - start
         say(f"{count} {task.mask}: {volumes_in_words(found)}; intensity {origin}, {elapsed_s:.1f} s")
+        for note in volume.notes:
+            say(f"note: {note}")
         row = {"volume": task.name, "source": str(task.source), "mask": task.mask.name, "intensity": origin}
         return files, row | found
 

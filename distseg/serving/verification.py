@@ -30,6 +30,7 @@ from distseg.serving.description import ModelDescription
 # Batch, height, width: batch 1 and 3, odd, smaller than the stride, not square. A trace is made at another shape.
 CHECKED_SHAPES = ((1, 512, 512), (3, 256, 256), (1, 63, 101), (3, 37, 224), (2, 17, 9), (1, 1, 1))
 CHECKED_BATCHES = (1, 2, 3, 4, 5, 8)  # of a file that takes one height and width
+BELOW_AIR_HU = (-2048, -3024, -32768)  # what scanners and converters fill the corners with
 SAMPLE = 64  # slices of the validation split: minutes on a CPU, at 512 x 512
 COMPARED = 8  # cases of which the file is run on a slice
 
@@ -181,14 +182,16 @@ def _run_without_distseg(
 
 
 def _random_slices(n_slices: int, size: Sequence[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Smooth random HU over the whole range that a scanner gives, so that the network has edges to see."""
+    """Smooth random HU over the whole range that a scanner gives, so that the network has edges to see, padded below air."""
     shapes = [(batch, *size) for batch in CHECKED_BATCHES] if size else CHECKED_SHAPES
     for seed, (batch, height, width) in enumerate(shapes):
         generator = np.random.default_rng(seed)
         coarse = generator.uniform(-1024, 1500, (batch, n_slices, 8, 8)).astype(np.float32)
         smooth = nn.functional.interpolate(torch.from_numpy(coarse), (height, width), mode="bicubic")
         noise = torch.from_numpy(generator.normal(0, 30, smooth.shape))
-        yield "random", (smooth + noise).clamp(-32768, 32767).to(torch.int16)
+        hu_NCHW = (smooth + noise).clamp(-32768, 32767).to(torch.int16)
+        hu_NCHW[..., : height // 4, :] = BELOW_AIR_HU[seed % len(BELOW_AIR_HU)]
+        yield "random", hu_NCHW
 
 
 def _real_slices(samples: Sequence[Sample], size: Sequence[int]) -> Iterator[tuple[str, torch.Tensor]]:

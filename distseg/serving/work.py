@@ -1,10 +1,19 @@
 """What `distseg predict` has to do: which volumes an input holds, and where the mask of each goes."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distseg.data.file_kinds import SUFFIXES, is_dicom, is_nifti, nifti_stem
+from distseg.data.file_kinds import (
+    SUFFIXES,
+    is_dicom,
+    is_nifti,
+    left_out_in_words,
+    nifti_stem,
+    series_files,
+    what_it_is,
+)  # fmt: skip
 from distseg.errors import DistsegError
 
 MASK_FORMATS = {"nifti": SUFFIXES, "dicom-seg": (".dcm",)}
@@ -26,8 +35,7 @@ class MaskTask:
 
     def beside(self, ending: str) -> Path:
         """The mask's path with another ending, for what else is written of the volume."""
-        stem = next(self.mask.name.removesuffix(end) for end in (*SUFFIXES, ".dcm") if self.mask.name.endswith(end))
-        return self.mask.with_name(stem + ending)
+        return self.mask.with_name(_stem(self.mask) + ending)
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class Work:
     tasks: tuple[MaskTask, ...]
     folder: Path | None
     """that the masks of a folder of volumes go to; None for a single volume"""
+    notes: tuple[str, ...] = ()
+    """what a user should know"""
 
 
 def find_work(source: Path, out: Path, file_format: str) -> Work:
@@ -48,15 +58,16 @@ def find_work(source: Path, out: Path, file_format: str) -> Work:
     Raises:
         DistsegError: nothing to read, several kinds of input in one folder, or `out` does not fit.
     """
-    volumes, is_folder = _volumes(source)
+    volumes, is_folder, left_out = _volumes(source)
     if file_format == "dicom-seg" and any(is_nifti(path) for path in volumes):
         raise DistsegError(
             f"--format: got dicom-seg for {next(iter(volumes))}; it references DICOM images, and NIfTI is none; use nifti"
         )
     _check_apart(source, out)
     _check_writable(out)
+    notes = (left_out_in_words(left_out, source),) if left_out else ()
     if is_folder:
-        return Work(_tasks_in(volumes, out, file_format), out)
+        return Work(_tasks_in(volumes, out, file_format), out, notes)
     ((volume, files),) = volumes.items()
     mask = out / _mask_name(volume, file_format) if out.is_dir() else out
     if not mask.name.endswith(MASK_FORMATS[file_format]):
@@ -66,21 +77,25 @@ def find_work(source: Path, out: Path, file_format: str) -> Work:
         raise DistsegError(f"output: got {mask}, the volume itself; it would be lost; choose another")
     if mask.exists() and mask != out:
         raise DistsegError(f"output: got {out}, which holds {mask.name}; give the name of the file to replace it")
-    return Work((MaskTask(files, volume, mask),), None)
+    return Work((MaskTask(files, volume, mask),), None, notes)
 
 
-def _volumes(source: Path) -> tuple[dict[Path, tuple[Path, ...]], bool]:
-    """Volume (file, or folder of a series) -> its files; and whether they are of a folder that may hold many."""
+def _volumes(source: Path) -> tuple[dict[Path, tuple[Path, ...]], bool, Sequence[Path]]:
+    """Volume (file, or folder of a series) -> its files; whether they are of a folder that may hold many; and what is left out."""
     if is_nifti(source) or is_dicom(source):
-        return {source: (source,)}, False
+        return {source: (source,)}, False, ()
     if not source.is_dir():
-        what = "neither NIfTI nor DICOM; convert it" if source.exists() else "no such file or folder; check the path"
-        raise DistsegError(f"input: got {source}; {what}")
+        what = what_it_is(source) or "neither NIfTI nor DICOM; convert it"
+        raise DistsegError(
+            f"input: got {source}; {what if source.exists() else 'no such file or folder; check the path'}"
+        )
     entries = sorted(path for path in source.iterdir() if not path.name.startswith("."))
     niftis: dict[Path, tuple[Path, ...]] = {path: (path,) for path in entries if is_nifti(path)}
-    slices = tuple(path for path in entries if path not in niftis and is_dicom(path))
-    folders = {path: _dicom_files(path) for path in entries if path.is_dir()}
-    series = folders if any(folders.values()) else {}
+    slices, beside = series_files(source)
+    folders = {path: series_files(path) for path in entries if path.is_dir()}
+    series = (
+        {path: files for path, (files, _) in folders.items()} if any(files for files, _ in folders.values()) else {}
+    )
     kinds: dict[str, dict[Path, tuple[Path, ...]]] = {
         ".nii or .nii.gz files": niftis,
         "DICOM files of one series": {source: slices} if slices else {},
@@ -90,11 +105,11 @@ def _volumes(source: Path) -> tuple[dict[Path, tuple[Path, ...]], bool]:
     if len(found) != 1:
         held = " and ".join(found) or "no volume"
         raise DistsegError(f"input: got folder {source} with {held}; it must hold one of: {', '.join(kinds)}; sort it")
-    return kinds[found[0]], not slices
-
-
-def _dicom_files(folder: Path) -> tuple[Path, ...]:
-    return tuple(path for path in sorted(folder.iterdir()) if is_dicom(path))
+    volumes = kinds[found[0]]
+    if slices:
+        return volumes, False, beside
+    left_out = [path for path in entries if path not in volumes]
+    return volumes, True, [*left_out, *(path for one in series for path in folders[one][1] if folders[one][0])]
 
 
 def _tasks_in(volumes: dict[Path, tuple[Path, ...]], out: Path, file_format: str) -> tuple[MaskTask, ...]:
@@ -109,12 +124,15 @@ def _tasks_in(volumes: dict[Path, tuple[Path, ...]], out: Path, file_format: str
 
 def _mask_name(volume: Path, file_format: str) -> str:
     if is_nifti(volume):
-        return volume.name
+        return _stem(volume) + volume.name[len(_stem(volume)) :].lower()  # libraries write .NII.GZ under other names
     return _stem(volume) + (".dcm" if file_format == "dicom-seg" else ".nii.gz")
 
 
 def _stem(volume: Path) -> str:
-    return volume.resolve().name if volume.is_dir() else nifti_stem(volume).removesuffix(".dcm")
+    if volume.is_dir():  # not what a link leads to: two may lead to folders of one name
+        return volume.name if volume.name not in ("", "..") else volume.resolve().name
+    stem = nifti_stem(volume)
+    return stem[: -len(".dcm")] if stem.lower().endswith(".dcm") else stem
 
 
 def _check_apart(source: Path, out: Path) -> None:

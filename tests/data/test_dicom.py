@@ -17,6 +17,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import (
     MPEG4HP41,
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     RLELossless,
@@ -24,7 +25,7 @@ from pydicom.uid import (
 )
 
 from distseg.data.dicom import on_grid, read_dicom_series, read_patient_id, read_segmentation
-from distseg.data.file_kinds import is_dicom
+from distseg.data.file_kinds import is_dicom, series_files
 from distseg.data.preparing import FoldRule, prepare_store
 from distseg.errors import DistsegError
 
@@ -152,6 +153,32 @@ def test_files_are_known_by_what_they_hold(tmp_path: Path) -> None:
     assert not is_dicom(tmp_path) and not is_dicom(tmp_path / "none")
     no_id = write_series(tmp_path / "no id", change=lambda _, d: setattr(d, "PatientID", ""))
     assert read_patient_id(no_id[0]) is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>504</html>" * 20, b"lost", None], ids=["empty", "page", "text", "link"]
+)
+def test_a_file_of_a_series_that_is_no_slice_fails_it_by_name(content: bytes | None, tmp_path: Path) -> None:
+    last = write_series(tmp_path / "series")[-1]
+    last.unlink()
+    last.write_bytes(content) if content is not None else last.symlink_to("nowhere")
+    for name in ("DICOMDIR", "shot.JPG", "readme.txt", ".hidden"):
+        (tmp_path / "series" / name).write_bytes(b"x" * 200)
+    (tmp_path / "series/more").mkdir()
+    files, beside = series_files(tmp_path / "series")
+    assert last in files and [path.name for path in beside] == ["DICOMDIR", "more", "readme.txt", "shot.JPG"]
+    with pytest.raises(DistsegError, match=f"{last.name}.*not readable"):
+        read_dicom_series(files)
+
+
+def test_deflated_files_and_slices_counted_downwards_are_read(tmp_path: Path) -> None:
+    def deflate(_: int, dataset: Dataset) -> None:
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+    volume = read_dicom_series(write_series(tmp_path / "deflated", change=deflate))
+    assert np.array_equal(volume.values_ZYX, read_dicom_series(write_series(tmp_path / "plain")).values_ZYX)
+    down = write_series(tmp_path / "down", change=lambda _, d: setattr(d, "SpacingBetweenSlices", -9))
+    assert read_dicom_series(down[:1]).spacing_mm == SPACING_MM
 
 
 def test_one_slice_is_as_high_as_it_is_thick_and_rounded_positions_are_no_gap(tmp_path: Path) -> None:

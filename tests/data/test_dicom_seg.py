@@ -57,6 +57,18 @@ def test_segments_reference_their_slices_and_say_what_they_are(tmp_path: Path) -
     assert segmentation.SegmentationType == "BINARY" and segmentation.StudyInstanceUID == images[0].StudyInstanceUID
 
 
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [(["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"), ("ISO_IR 144", "Иванов^Иван"), ("ISO_IR 100", "Müller")],
+)
+def test_a_patient_s_name_comes_back_in_any_character_set(encoding: str | list[str], name: str, tmp_path: Path) -> None:
+    def named(_: int, dataset: Dataset) -> None:
+        dataset.SpecificCharacterSet, dataset.PatientName = encoding, name
+
+    write_segmentation(tmp_path / "seg.dcm", LABEL_ZYX, write_series(tmp_path / "s", change=named), REGIONS, WEIGHTS)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").PatientName == name
+
+
 def test_viewers_show_a_segment_in_the_colour_of_its_pictures(tmp_path: Path) -> None:
     files = write_series(tmp_path / "series")
     regions = {"lung": (1, 2), "infection": (2,), "crazy paving": (12,)}

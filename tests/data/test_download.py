@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from distseg.commands import download as command
-from distseg.data import download
+from distseg.data import records
 from distseg.data.layouts import find_source
 from distseg.data.records import Record, download_record
 from distseg.errors import DistsegError
@@ -138,7 +138,7 @@ def server(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 def pin(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    monkeypatch.setitem(download.RECORDS, "zenodo-3757476", Record(3757476, digests))
+    monkeypatch.setitem(records.RECORDS, "zenodo-3757476", Record(3757476, digests))
 
 
 def fetch(server: Server, out: Path) -> None:
@@ -146,7 +146,7 @@ def fetch(server: Server, out: Path) -> None:
 
 
 def test_the_pinned_record_is_the_one_that_prepare_reads() -> None:
-    record = download.RECORDS["zenodo-3757476"]
+    record = records.RECORDS["zenodo-3757476"]
     assert [Path(name).stem for name in record.sha256] == list(FOLDERS)
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in record.sha256.values())
 
@@ -195,7 +195,7 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(server: Server, tmp_
 
 def test_any_error_of_the_network_is_one_to_try_again_after() -> None:
     for error in (ssl.SSLError(1, "bad record mac"), OSError(113, "No route to host"), TimeoutError("timed out")):
-        with pytest.raises(ConnectionError, match=str(error.args[-1])), download._network_errors():
+        with pytest.raises(ConnectionError, match=str(error.args[-1])), records._network_errors():
             raise error
 
 
@@ -324,7 +324,7 @@ def test_an_archive_that_reaches_out_of_its_folder_is_not_unpacked(
 def test_bombs_damaged_archives_and_unknown_records_are_refused(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "LARGEST_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr(records, "LARGEST_UNPACKED_BYTES", 1000)
     with pytest.raises(DistsegError, match="at most 1000 are accepted"):
         fetch(server, tmp_path / "out")
     monkeypatch.undo()

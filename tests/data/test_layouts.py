@@ -161,7 +161,10 @@ def test_what_is_no_volume_is_told(paired: Path, tmp_path: Path) -> None:
     (paired / "images/x.mha").touch()
     shutil.copytree(paired / "images", paired / "lung/nested/deeper")
     _, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), workers=1)
-    assert len(notes) == 1 and "images/x.mha, lung/nested (2 in all)" in notes[0]
+    assert (
+        len(notes) == 1
+        and "images/x.mha (MetaImage is not supported; convert it to NIfTI), lung/nested (a folder)" in notes[0]
+    )
     prepare(paired, paired / "store")
     prepare(paired, paired / "store")  # a store inside its source is no folder of masks
 

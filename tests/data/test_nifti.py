@@ -7,8 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from distseg.data.file_kinds import is_nifti, nifti_stem
 from distseg.data.nifti import read_nifti, write_on_grid
-from distseg.data.volume import hounsfield
+from distseg.data.volume import Volume, hounsfield, whole_labels
 from distseg.errors import DistsegError
 
 
@@ -67,8 +68,96 @@ def test_grey_is_mapped_back_to_hu_and_hu_is_left_alone(tmp_path: Path) -> None:
     assert sorted(hu.ravel().tolist()) == [-1024, 0, 300] and origin == "hu"
     with pytest.raises(DistsegError, match="declared hu; they look like grey"):
         hounsfield(read_nifti(grey), "hu")
-    with pytest.raises(DistsegError, match="declared grey; they look like hu"):
+    with pytest.raises(DistsegError, match="declared grey; grey is 0..255"):
         hounsfield(read_nifti(real), "grey")
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (-1, 1),
+        (-0.8, 1.5),
+        (-1.024, 0.09),
+        (-6, 228),
+        (-150, 400),
+        (-1000, -1000),
+        (-1024, -800),
+        (7, 7),
+        (0, 1),
+        (0, 4000),
+        (-1e6, 9),
+    ],
+)
+def test_what_has_no_air_and_no_tissue_is_not_taken_for_hu(low: float, high: float) -> None:
+    values_ZYX = np.linspace(low, high, 60, dtype=np.float32).reshape(3, 4, 5)
+    volume = Volume(Path("v.nii"), values_ZYX, (1.0, 1.0, 1.0), np.eye(4))
+    with pytest.raises(DistsegError, match=r"volume v.nii: got values .*(--intensity hu|before it was scaled)"):
+        hounsfield(volume)
+    if low > -1e6:
+        hu_ZYX, origin = hounsfield(volume, "hu")
+        assert origin == "hu" and np.array_equal(hu_ZYX, np.rint(np.maximum(values_ZYX, -1024)))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1000, 40), (-3024, 3071), (-950, 200), (-500, 90), (-1024, 32767)])
+def test_parts_of_a_ct_are_taken_for_hu(low: int, high: int) -> None:
+    values_ZYX = np.linspace(low, high, 60).round().reshape(3, 4, 5)
+    assert hounsfield(Volume(Path("v.nii"), values_ZYX, None, None))[1] == "hu"
+
+
+def test_grey_that_resampling_has_left_outside_0_to_255_is_cut_off_where_it_is_declared() -> None:
+    volume = Volume(Path("v.nii"), np.array([[[-6.0, 0, 255, 261]]]), None, None)
+    assert hounsfield(volume, "grey")[0].ravel().tolist() == [-1250, -1250, 250, 250]
+
+
+def test_a_slanted_grid_is_refused_and_rounding_is_not(tmp_path: Path) -> None:
+    values = np.zeros((4, 5, 6), np.int16)
+    for degrees, is_read in ((0, True), (0.5, True), (5, False), (20, False)):
+        affine = np.diag([-2.0, -2.0, 5.0, 1])
+        affine[1, 2] = 5 * np.tan(np.deg2rad(degrees))
+        path = write(tmp_path / f"{degrees}.nii", values, affine)
+        if is_read:
+            read_nifti(path)
+        else:
+            with pytest.raises(DistsegError, match="axes that are not at right angles .a gantry tilt"):
+                read_nifti(path)
+
+
+def test_a_last_axis_of_one_is_one_volume_and_suffixes_come_in_any_case(tmp_path: Path) -> None:
+    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    for name, array in (("a.NII.GZ", values), ("b.Nii", values[..., None]), ("c.nii.gz", values[..., None, None])):
+        volume = read_nifti(write(tmp_path / name.lower(), array, np.eye(4)).rename(tmp_path / name))
+        assert volume.values_ZYX.shape == (5, 4, 3) and is_nifti(tmp_path / name)
+        write_on_grid(tmp_path / "mask.nii.gz", volume.values_ZYX.astype(np.uint8), volume)
+        assert nib.load(tmp_path / "mask.nii.gz").shape == (3, 4, 5)
+    assert [nifti_stem(Path(name)) for name in ("a.NII.GZ", "b.Nii", "c.d.nii.gz", "x.gz")] == ["a", "b", "c.d", "x.gz"]
+    with pytest.raises(DistsegError, match="must be three-dimensional"):
+        read_nifti(write(tmp_path / "two.nii", np.stack([values, values], axis=-1), np.eye(4)))
+
+
+def test_a_header_that_does_not_say_where_it_lies_is_noted(tmp_path: Path) -> None:
+    for codes, notes in (((0, 0), 1), ((1, 0), 0), ((0, 1), 0)):
+        image = nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.diag([-1.0, -1.0, 2.0, 1]))
+        image.set_qform(image.affine, codes[0])
+        image.set_sform(image.affine, codes[1])
+        nib.save(image, tmp_path / "v.nii")
+        found = read_nifti(tmp_path / "v.nii").notes
+        assert len(found) == notes and all("v.nii: its header does not say where it lies" in note for note in found)
+
+
+def test_voxels_do_not_begin_inside_the_header(tmp_path: Path) -> None:
+    content = bytearray(write(tmp_path / "v.nii", np.zeros((3, 4, 5), np.int16), np.eye(4)).read_bytes())
+    for offset in (0.0, -100.0, 351.0, float("nan")):
+        content[108:112] = np.float32(offset).tobytes()
+        (tmp_path / "v.nii").write_bytes(content)
+        with pytest.raises(DistsegError, match="v.nii: .*download it again"):
+            read_nifti(tmp_path / "v.nii")
+
+
+def test_labels_are_whole_within_rounding_and_told_in_full_where_they_are_not() -> None:
+    for values in ([0.9999999, 2.0000002], [1 + 1e-12, 1.9999], np.array([255, 510]) * np.float32(1 / 255)):
+        assert whole_labels(Path("m.nii"), np.array(values)).tolist() == [1, 2]
+    with pytest.raises(DistsegError, match=r"mask m.nii: got value 0.123456789 \(1 voxels between whole numbers\)"):
+        whole_labels(Path("m.nii"), np.array([1.0, 0.123456789]))
 
 
 def test_damaged_files_are_one_line_that_names_them(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from distseg.commands import predict
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside
 from distseg.serving.client import RemoteSegmenter
+from distseg.serving.description import read_description
 from distseg.serving.repository import write_repositories
 from distseg.serving.server import Endpoints, find_installation, running_server
 from tests.benchmarks.ports import free_endpoints
@@ -346,7 +347,7 @@ def test_a_machine_without_a_server_is_told_how_to_get_one(monkeypatch: pytest.M
 @pytest.mark.slow(20)
 def test_a_new_export_is_taken_over_without_a_lost_request(model: Path, tmp_path: Path) -> None:
     out, hu_BCHW = tmp_path / "model", slices(2, 1, 64, 64)
-    described = json.loads((model / "model.json").read_text())
+    described = read_description(model, json.loads((model / "model.json").read_text()))
     shutil.copytree(model, out)
     changed = torch.jit.load(str(model / "model.pt"))
     old = changed(hu_BCHW)[0]
@@ -369,15 +370,17 @@ def test_a_new_export_is_taken_over_without_a_lost_request(model: Path, tmp_path
         ThreadPoolExecutor(3) as clients,
     ):
         asked = [clients.submit(ask) for _ in range(3)]
-        time.sleep(2)
-        with folder_written_aside(out) as aside:
-            changed.save(str(aside / "model.pt"))
-            write_repositories(aside, described)
-        remote, end = RemoteSegmenter(endpoints.grpc), time.monotonic() + 240
-        while not torch.equal(remote(hu_BCHW)[0], new):
-            assert time.monotonic() < end, "the new model was not taken over"
-            time.sleep(0.2)
-        enough.set()
+        try:
+            time.sleep(2)
+            with folder_written_aside(out) as aside:
+                changed.save(str(aside / "model.pt"))
+                write_repositories(aside, described)
+            remote, end = RemoteSegmenter(endpoints.grpc), time.monotonic() + 240
+            while not torch.equal(remote(hu_BCHW)[0], new):
+                assert time.monotonic() < end, "the new model was not taken over"
+                time.sleep(0.2)
+        finally:
+            enough.set()  # or the clients would ask for ever
         for client in asked:
             seen = client.result()
             assert not seen[0] and seen == sorted(seen)
