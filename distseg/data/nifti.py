@@ -6,6 +6,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.fileholders import FileHolder
+from nibabel.openers import ImageOpener
 from nibabel.orientations import io_orientation
 
 from distseg.data.volume import Volume, as_stored, check_voxel_count, in_lps, parsing
@@ -22,7 +24,7 @@ NOWHERE = (
     "its header does not say where it lies (qform and sform codes are 0), and programs disagree on left and right then; taken as "
     "nibabel does: x grows to the left"
 )
-HEADER_BYTES = 348  # of NIfTI-1; NIfTI-2 has more
+HEADER_BYTES, NIFTI_2_HEADER_BYTES = 348, 540
 DEFLATE_RATIO = 1032  # no gzip file unpacks to more than this many times its size
 
 
@@ -84,11 +86,9 @@ def _open(path: Path) -> nib.Nifti1Image:
     if not path.is_file():
         raise DistsegError(f"volume: got {path}; no such file; check the path")
     with parsing("volume", path):
-        image = nib.load(path)
+        image = _load(path)
         shape, affine = tuple(int(n) for n in image.shape), np.asarray(image.affine)
         axes = io_orientation(affine) if np.isfinite(affine).all() else np.full(1, np.nan)
-    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one too
-        raise DistsegError(f"volume {path}: got {type(image).__name__}; it must be NIfTI; convert it")
     if len(shape) < 3 or 0 in shape or any(n > 1 for n in shape[3:]):
         raise DistsegError(
             f"volume {path}: got shape {shape}; it must be three-dimensional and not empty; take one volume out of it"
@@ -110,6 +110,15 @@ def _open(path: Path) -> nib.Nifti1Image:
     if np.isnan(axes).any() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DistsegError(f"volume {path}: got affine {affine.tolist()}; it must be invertible; mend the header")
     return image
+
+
+def _load(path: Path) -> nib.Nifti1Image:
+    """By its own name: nib.load would look for a.nii when asked for a.Nii."""
+    with ImageOpener(str(path)) as file:
+        length = file.read(4)
+    of_version_2 = NIFTI_2_HEADER_BYTES in (int.from_bytes(length, "little"), int.from_bytes(length, "big"))
+    kind = nib.Nifti2Image if of_version_2 else nib.Nifti1Image
+    return kind.from_file_map({"image": FileHolder(str(path))})
 
 
 def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:
