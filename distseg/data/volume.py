@@ -122,7 +122,7 @@ def hounsfield(volume: Volume, intensity: str = "auto") -> tuple[np.ndarray, str
 
     A volume within 0..255 is grey of the window [-1250, 250] HU. HU are known by air and tissue: values below -200, and a range
     above 300. Values below air are what scanners and converters pad with (-2000, -2048, -3024, ...): they become air.
-    export/cpp/volume.cpp follows the same rules; tests/serving/test_reading_rules.py feeds both the same files.
+    export/cpp/volume.cpp follows the same rules; tests/serving/test_cpp.py feeds both the same files.
 
     Args:
         volume: as read.

@@ -18,15 +18,17 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr const char* kUsage = "usage: distseg_predict MODEL.pt IN OUT [--batch N] [--device cpu|cuda] [--threads N]\n";
+constexpr const char* kUsage = "usage: distseg_predict MODEL.pt IN OUT [--batch N] [--device cpu|cuda] [--threads N]\n"
+                               "       [--intensity auto|hu|grey]\n";
 constexpr const char* kHelp = R"(
 Segments IN with a model that `distseg export` wrote, and writes its labels to OUT.
 
   IN         .nii or .nii.gz in any axis order, in HU or in grey 0..255 of [-1250, 250] HU; .npy: int16 HU (Z, Y, X)
   OUT        uint8 labels: NIfTI with the volume's geometry, or .npy
-  --batch    slices in one forward pass (default 4)
-  --device   where to compute (default cpu)
-  --threads  of the CPU (default: as many as libtorch takes)
+  --batch      slices in one forward pass (default 4)
+  --device     where to compute (default cpu)
+  --threads    of the CPU (default: as many as libtorch takes)
+  --intensity  of a NIfTI file: hu, grey or auto: by its values (default)
 )";
 
 struct Arguments {
@@ -34,6 +36,7 @@ struct Arguments {
   int64_t batch_size = 4;
   at::Device device = at::kCPU;
   int64_t threads = 0;  // 0: libtorch decides
+  Intensity intensity = Intensity::kAuto;
 };
 
 [[noreturn]] void stop_on_wrong_use(const std::string& what) {
@@ -55,10 +58,18 @@ at::Device parse_device(const std::string& text) {
   return at::Device(text);
 }
 
+Intensity parse_intensity(const std::string& text) {
+  if (text == "auto") return Intensity::kAuto;
+  if (text == "hu") return Intensity::kHu;
+  if (text == "grey") return Intensity::kGrey;
+  stop_on_wrong_use("--intensity: got '" + text + "'; must be auto, hu or grey");
+}
+
 Arguments parse_arguments(int argc, char** argv) {
   static const option kOptions[] = {{"batch", required_argument, nullptr, 'b'},
                                     {"device", required_argument, nullptr, 'd'},
                                     {"threads", required_argument, nullptr, 't'},
+                                    {"intensity", required_argument, nullptr, 'i'},
                                     {"help", no_argument, nullptr, 'h'},
                                     {}};
   Arguments arguments;
@@ -68,6 +79,7 @@ Arguments parse_arguments(int argc, char** argv) {
       case 'b': arguments.batch_size = parse_count("--batch", optarg); break;
       case 'd': arguments.device = parse_device(optarg); break;
       case 't': arguments.threads = parse_count("--threads", optarg); break;
+      case 'i': arguments.intensity = parse_intensity(optarg); break;
       case 'h': std::cout << kUsage << kHelp; std::exit(0);
       default: stop_on_wrong_use(std::string("got '") + argv[optind - 1] + "'; no such option, or it lacks its value");
     }
@@ -116,7 +128,7 @@ void predict(const Arguments& arguments) {
   check_output(arguments.input, arguments.output);
   if (arguments.threads) at::set_num_threads(static_cast<int>(arguments.threads));
   elapsed_s();
-  const Volume volume = read_volume(arguments.input);
+  const Volume volume = read_volume(arguments.input, arguments.intensity);
   const int64_t n = volume.hu_ZYX.size(0);
   std::cout << arguments.input.string() << ": " << volume.hu_ZYX.sizes() << " slices, rows, columns, intensity "
             << volume.intensity << " (read in " << elapsed_s() << " s)\n";

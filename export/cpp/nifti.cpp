@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <string>
 
 #include "error.h"
@@ -20,9 +22,16 @@ namespace {
 constexpr double kMaxVoxels = 2147483648.0;  // far above any chest CT, far below what a broken header may claim
 constexpr double kDeflateRatio = 1032;       // no gzip file unpacks to more than this many times its size
 constexpr double kLeastVolume = 1e-9;        // mm^3 of a voxel
+constexpr double kRightAngled = 0.999;       // of the product of its sides: the least volume of a voxel
 constexpr std::array<char, 4> kNoExtensions{};  // between header and voxels
+constexpr std::array<unsigned char, 2> kGzipMagic = {0x1f, 0x8b};
 constexpr int kBothByteOrders = 3;           // the sum of niftilib's own two constants
 constexpr std::array kVoxelMm = {1e-6, 1e6};
+
+std::string lower_case(std::string text) {
+  std::ranges::transform(text, text.begin(), [](unsigned char letter) { return std::tolower(letter); });
+  return text;
+}
 
 UserError bad_volume(const fs::path& path, const std::string& reason) {
   return UserError("volume " + path.string() + ": " + reason);
@@ -47,6 +56,10 @@ std::array<double, 3> voxel_mm(const nifti_dmat44& affine) {
   return sizes;
 }
 
+bool is_compressed(const fs::path& path) {
+  return lower_case(path.filename().string()).ends_with(".gz");
+}
+
 double determinant(const nifti_dmat44& a) {
   return a.m[0][0] * (a.m[1][1] * a.m[2][2] - a.m[1][2] * a.m[2][1]) -
          a.m[0][1] * (a.m[1][0] * a.m[2][2] - a.m[1][2] * a.m[2][0]) +
@@ -59,6 +72,23 @@ bool is_placed(const Header& h) {
   double zero = 0 * (h.quatern_b + h.quatern_c + h.quatern_d + h.qoffset_x + h.qoffset_y + h.qoffset_z);
   for (int i = 0; i < 4; ++i) zero += 0 * (h.pixdim[i] + h.srow_x[i] + h.srow_y[i] + h.srow_z[i]);
   return zero == 0;
+}
+
+/// Refuses what niftilib would mend without a word: where the voxels begin, their unit of length, what they are scaled with.
+template <typename Header>
+void check_stored(const Header& h, const fs::path& path) {
+  const double least_offset = sizeof(Header) + kNoExtensions.size();
+  if (h.magic[1] == '+' && !(static_cast<double>(h.vox_offset) >= least_offset)) {  // NaN is not above it either
+    throw damaged(path, "its voxels would begin inside the header, vox_offset " + std::to_string(h.vox_offset));
+  }
+  const int unit = h.xyzt_units & 7;
+  if (unit == NIFTI_UNITS_METER || unit == NIFTI_UNITS_MICRON) {
+    throw bad_volume(path, std::string("got voxel sizes in ") + (unit == NIFTI_UNITS_METER ? "metres" : "micrometres") +
+                               "; CT's are in mm; mend the header (xyzt_units)");
+  }
+  if (h.scl_slope != 0 && std::isfinite(h.scl_slope) && !std::isfinite(h.scl_inter)) {
+    throw damaged(path, "its slope has no intercept");
+  }
 }
 
 at::ScalarType voxel_type(int datatype, const fs::path& path) {
@@ -86,6 +116,7 @@ NiftiHeader parse_header(Header stored, nifti_image* (*parse)(Header, const char
   const bool swapped = stored.sizeof_hdr != static_cast<int>(sizeof(Header));
   if (swapped) swap_nifti_header(&stored, version);
   if (!looks_good(&stored)) throw damaged(path, "its header is not one of NIfTI");
+  check_stored(stored, path);
   if (!is_placed(stored)) throw bad_volume(path, "got an affine that is not finite; mend the header");
   voxel_type(stored.datatype, path);  // refuses what it does not know
   const std::shared_ptr<nifti_image> parsed(parse(stored, path.c_str()), nifti_image_free);
@@ -94,16 +125,33 @@ NiftiHeader parse_header(Header stored, nifti_image* (*parse)(Header, const char
   return {stored, parsed};
 }
 
+template <typename Header>
+Header as_header(const std::array<char, sizeof(nifti_2_header)>& bytes) {
+  Header header;
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  return header;
+}
+
+/// The file's first bytes; of one that is called .gz and is not, or the other way round, none.
+std::array<char, sizeof(nifti_2_header)> first_bytes(const fs::path& path) {
+  std::array<char, sizeof(nifti_2_header)> bytes{};
+  std::array<unsigned char, 2> magic{};
+  std::ifstream(path, std::ios::binary).read(reinterpret_cast<char*>(magic.data()), magic.size());
+  if (is_compressed(path) && magic != kGzipMagic) throw damaged(path, "it is called .gz and is none");
+  znzFile file = znzopen(path.c_str(), "rb", is_compressed(path));
+  if (!file) throw damaged(path, "it cannot be opened");
+  znzread(bytes.data(), 1, bytes.size(), file);
+  Xznzclose(&file);
+  return bytes;
+}
+
 NiftiHeader read_header(const fs::path& path) {
-  const std::unique_ptr<void, decltype(&std::free)> raw(nifti_read_header(path.c_str(), nullptr, 0), std::free);
-  const int version = raw ? nifti_header_version(static_cast<char*>(raw.get()), sizeof(nifti_1_header)) : -1;
-  switch (version) {
+  const auto bytes = first_bytes(path);
+  switch (const int version = nifti_header_version(bytes.data(), bytes.size())) {
     case 1:
-      return parse_header(*static_cast<nifti_1_header*>(raw.get()), nifti_convert_n1hdr2nim, nifti_hdr1_looks_good,
-                          version, path);
+      return parse_header(as_header<nifti_1_header>(bytes), nifti_convert_n1hdr2nim, nifti_hdr1_looks_good, version, path);
     case 2:
-      return parse_header(*static_cast<nifti_2_header*>(raw.get()), nifti_convert_n2hdr2nim, nifti_hdr2_looks_good,
-                          version, path);
+      return parse_header(as_header<nifti_2_header>(bytes), nifti_convert_n2hdr2nim, nifti_hdr2_looks_good, version, path);
     default:
       throw damaged(path, "it has no header of NIfTI");
   }
@@ -117,29 +165,37 @@ void check_claims(const nifti_image& header, const fs::path& path) {
   std::string shape = std::to_string(header.dim[1]);
   for (int axis = 2; axis <= std::min<int64_t>(header.ndim, 7); ++axis) shape += " x " + std::to_string(header.dim[axis]);
   shape += " voxels in " + std::to_string(header.ndim) + " dimensions";
-  if (header.ndim != 3) throw bad_volume(path, "got " + shape + "; it must have three; take one volume out of it");
+  const bool is_one = header.ndim >= 3 && std::all_of(header.dim + 4, header.dim + std::max<int64_t>(header.ndim, 3) + 1,
+                                                      [](int64_t length) { return length == 1; });
+  if (!is_one) throw bad_volume(path, "got " + shape + "; it must have three; take one volume out of it");
   if (1.0 * header.nx * header.ny * header.nz > kMaxVoxels) {
     throw bad_volume(path, "got " + shape + "; it must have at most 2^31; the header may be broken");
   }
   const double claimed = 1.0 * header.iname_offset + 1.0 * header.nvox * header.nbyper;
   const double size = static_cast<double>(fs::file_size(path));
-  if (claimed > size * (nifti_is_gzfile(path.c_str()) ? kDeflateRatio : 1)) {
+  if (claimed > size * (is_compressed(path) ? kDeflateRatio : 1)) {
     throw damaged(path, "its header claims " + shape + ", more than the file can hold");
   }
 }
 
 void check_affine(const nifti_image& header, const fs::path& path) {
   const nifti_dmat44 to_mm = affine(header);
-  const auto [least, most] = std::ranges::minmax(voxel_mm(to_mm));
+  const auto sides = voxel_mm(to_mm);
+  const auto [least, most] = std::ranges::minmax(sides);
   if (least < kVoxelMm.front() || most > kVoxelMm.back() || std::fabs(determinant(to_mm)) < kLeastVolume) {
     throw bad_volume(path, "got voxels of " + std::to_string(least) + " to " + std::to_string(most) +
                                " mm, or axes that do not span space; mend the header");
+  }
+  const double share = std::fabs(determinant(to_mm)) / (sides[0] * sides[1] * sides[2]);
+  if (share < kRightAngled) {
+    throw bad_volume(path, "got axes that are not at right angles (a gantry tilt; a voxel has " + std::to_string(100 * share) +
+                               " % of the volume that its sides say); resample it to a straight grid");
   }
 }
 
 /// Fills the tensor and reads on to the end of the file, where gzip compares its checksum.
 void read_voxels(const nifti_image& header, const fs::path& path, at::Tensor& stored_KJI) {
-  znzFile file = znzopen(path.c_str(), "rb", nifti_is_gzfile(path.c_str()));
+  znzFile file = znzopen(path.c_str(), "rb", is_compressed(path));
   if (!file) throw damaged(path, "it cannot be opened");
   znzseek(file, header.iname_offset, SEEK_SET);
   const size_t wanted = stored_KJI.nbytes();
@@ -180,6 +236,7 @@ Header mask_header(const Header& like) {
   header.qoffset_z = like.qoffset_z;
   std::ranges::fill(header.dim, 1);
   std::copy_n(like.dim, 4, header.dim);
+  header.dim[0] = 3;  // further axes are of length 1
   std::ranges::copy(like.pixdim, header.pixdim);
   std::ranges::copy(like.srow_x, header.srow_x);
   std::ranges::copy(like.srow_y, header.srow_y);
@@ -190,7 +247,7 @@ Header mask_header(const Header& like) {
 
 template <typename Header>
 bool write_file(const fs::path& path, const Header& header, const at::Tensor& mask_KJI) {
-  znzFile file = znzopen(path.c_str(), "wb", nifti_is_gzfile(path.c_str()));
+  znzFile file = znzopen(path.c_str(), "wb", is_compressed(path));
   if (!file) return false;
   bool whole = znzwrite(&header, 1, sizeof(header), file) == sizeof(header);
   whole = whole && znzwrite(kNoExtensions.data(), 1, kNoExtensions.size(), file) == kNoExtensions.size();
@@ -211,7 +268,7 @@ at::Tensor AxisOrder::to_KJI(const at::Tensor& values_ZYX) const {
 }
 
 bool is_nifti(const fs::path& path) {
-  const std::string name = path.filename().string();
+  const std::string name = lower_case(path.filename().string());
   return name.ends_with(".nii") || name.ends_with(".nii.gz");
 }
 

@@ -31,11 +31,12 @@ struct AxisOrder {
   at::Tensor to_KJI(const at::Tensor& values_ZYX) const;
 };
 
-/// Whether the name says so.
+/// Whether the name says so, in any case.
 bool is_nifti(const std::filesystem::path& path);
 
-/// Reads a three-dimensional file.
-/// @throws UserError no such file, not NIfTI, truncated, not three-dimensional, too large, or without a usable affine.
+/// Reads a three-dimensional file; further axes of length 1 are dropped.
+/// @throws UserError no such file, not NIfTI, truncated, not three-dimensional, too large, in metres, or without a usable affine, also
+/// one whose axes are not at right angles.
 NiftiVolume read_nifti(const std::filesystem::path& path);
 
 /// Writes uint8 labels in the place of another file's voxels: the same version, shape and geometry, field by field.

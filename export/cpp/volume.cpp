@@ -16,7 +16,9 @@ namespace {
 // As in distseg/data/volume.py.
 constexpr int64_t kAirHu = -1024;
 constexpr double kLowestHu = -32768, kHighestHu = 32767;  // what int16 holds
+constexpr double kSomeBelowHu = -200, kRangeAboveHu = 300;  // what tells HU: lung or air, and tissue beside it
 constexpr double kGreyLowHu = -1250, kGreyHighHu = 250;
+constexpr double kLeastResampled = -64, kMostResampled = 320;  // how far a spline may leave grey 0..255
 
 Volume read_npy_volume(const fs::path& path) {
   const HuArray array = read_npy(path);
@@ -29,35 +31,49 @@ Volume read_npy_volume(const fs::path& path) {
   return {hu_ZYX};
 }
 
-/// Like `hounsfield` of distseg/data/volume.py: CT in HU has air far below 0, a volume within 0..255 is grey.
-Volume hounsfield(const at::Tensor& values_ZYX, const NiftiHeader& header, const fs::path& path) {
+/// The rules of `hounsfield` in distseg/data/volume.py; tests/serving/test_cpp.py feeds both the same files.
+Volume hounsfield(const at::Tensor& values_ZYX, const NiftiHeader& header, const fs::path& path, Intensity intensity) {
   const double low = values_ZYX.min().to(at::kDouble).item<double>();
   const double high = values_ZYX.max().to(at::kDouble).item<double>();
   if (!std::isfinite(low) || !std::isfinite(high)) {
     throw UserError("volume " + path.string() + ": holds NaN or infinite values; HU are finite; mend or leave it out");
   }
-  if (low >= 0 && high <= 255) {
-    const at::Tensor hu = values_ZYX.to(at::kFloat).div(255).mul(kGreyHighHu - kGreyLowHu).add(kGreyLowHu);
+  std::ostringstream got;
+  got << "volume " << path.string() << ": got values " << low << ".." << high;
+  if (intensity == Intensity::kGrey && (low < kLeastResampled || high > kMostResampled)) {
+    throw UserError(got.str() + ", declared grey; grey is 0..255; use --intensity hu or auto");
+  }
+  const bool is_flat = low == high || (low >= 0 && high <= 1);
+  if (is_flat && intensity != Intensity::kHu) {
+    throw UserError(got.str() + ", scaled to 0..1 or without contrast; HU or grey 0..255 are needed; take the volume of "
+                                "before it was scaled");
+  }
+  const bool is_grey = low >= 0 && high <= 255 && !is_flat;
+  if (is_grey && intensity == Intensity::kHu) {
+    throw UserError(got.str() + ", declared hu; they look like grey; use --intensity grey or auto");
+  }
+  if (is_grey || intensity == Intensity::kGrey) {
+    const at::Tensor grey = values_ZYX.clamp(0, 255).to(at::kFloat);
+    const at::Tensor hu = grey.div(255).mul(kGreyHighHu - kGreyLowHu).add(kGreyLowHu);
     return {hu.round().to(at::kShort), "grey_-1250_250", header};
   }
-  if (low < kLowestHu || high > kHighestHu || low >= 0) {
-    std::ostringstream text;
-    text << "volume " << path.string() << ": got values " << low << ".." << high
-         << "; neither HU (air is near -1000, nothing above 32767) nor grey 0..255; set slope and intercept, or leave it out";
-    throw UserError(text.str());
+  const bool is_hu = (low < kSomeBelowHu && high - low > kRangeAboveHu) || intensity == Intensity::kHu;
+  if (!is_hu || low < kLowestHu || high > kHighestHu) {
+    throw UserError(got.str() + "; neither HU (values below -200, a range above 300, nothing beyond 32767) nor grey 0..255; "
+                                "set slope and intercept, or say --intensity hu or grey");
   }
   return {values_ZYX.round().to(at::kShort).clamp_min(kAirHu), "hu", header};
 }
 
 }  // namespace
 
-Volume read_volume(const fs::path& path) {
+Volume read_volume(const fs::path& path, Intensity intensity) {
   if (path.extension() == ".npy") return read_npy_volume(path);
   if (!is_nifti(path)) {
     throw UserError("volume: got " + path.string() + "; its name must end in .nii.gz, .nii or .npy; convert it");
   }
   const NiftiVolume file = read_nifti(path);
-  return hounsfield(axis_order(file.header).to_ZYX(file.values_KJI), file.header, path);
+  return hounsfield(axis_order(file.header).to_ZYX(file.values_KJI), file.header, path, intensity);
 }
 
 void check_output(const fs::path& input, const fs::path& output) {

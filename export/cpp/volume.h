@@ -15,9 +15,12 @@ struct Volume {
   std::optional<NiftiHeader> header = std::nullopt;  // of a NIfTI file
 };
 
+/// What the values of a NIfTI file are: found by themselves, or as the user says.
+enum class Intensity { kAuto, kHu, kGrey };
+
 /// Reads a volume: .npy of int16 HU [Z, Y, X], or .nii or .nii.gz in any axis order, in HU or in grey 0..255.
 /// @throws UserError no volume, damaged, or neither HU nor grey.
-Volume read_volume(const std::filesystem::path& path);
+Volume read_volume(const std::filesystem::path& path, Intensity intensity = Intensity::kAuto);
 
 /// Refuses a name that the mask of such a volume cannot have, before time is spent on it.
 void check_output(const std::filesystem::path& input, const std::filesystem::path& output);

@@ -13,7 +13,17 @@ FOLDER = Path(__file__).parent
 @pytest.mark.slow(25)
 @pytest.mark.parametrize(
     "words",
-    ["input_pipeline", "store_scale", "models", "recipes widths", "loss", "loop_overhead", "scaling", "serving"],
+    [
+        "input_pipeline",
+        "store_scale",
+        "models",
+        "recipes widths",
+        "loss",
+        "loop_overhead",
+        "scaling",
+        "serving",
+        "exclusive",
+    ],
 )
 def test_a_quick_benchmark_ends_with_its_verdict(words: str, run_command: Callable) -> None:
     name, *rest = words.split()

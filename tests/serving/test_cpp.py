@@ -196,6 +196,122 @@ def test_kinds_of_nifti_give_pythons_mask_and_header(
     assert set(np.unique(assert_same_as_python(program, one_slice, source, tmp_path))) == {0, 1, 2}
 
 
+def write_all_kinds(folder: Path, image: nib.Nifti1Image) -> dict[str, bool]:
+    """Files of every kind that the table of rules in export/cpp/README.md names -> whether they are volumes."""
+    hu, affine = np.asanyarray(image.dataobj), image.affine
+    unit = (hu - hu.min()) / np.float64(hu.max() - hu.min())
+    verdicts: dict[str, bool] = {}
+
+    def put(name: str, good: bool, values: np.ndarray = hu, mm: np.ndarray = affine, **header: Any) -> Path:
+        made = nib.Nifti1Image(values, mm, dtype=values.dtype)
+        for key, value in header.items():
+            made.header[key] = value
+        nib.save(made, folder / name)
+        verdicts[name] = good
+        return folder / name
+
+    def patch(name: str, good: bool, at: int, value: Any, suffix: str = ".nii") -> None:
+        """Bytes of the header changed after libraries had a look at it."""
+        content = bytearray(put(name + suffix, good).read_bytes())
+        content[at : at + value.nbytes] = value.tobytes()
+        (folder / (name + suffix)).write_bytes(content)
+
+    put("hu.nii.gz", True)
+    put("hu.nii", True)
+    for dtype in ("int16", "int32", "int64", "float32", "float64"):
+        put(f"{dtype}.nii", True, hu.astype(dtype))
+    put("lung_only.nii", True, np.clip(hu, -1000, -300))
+    put("padded.nii", True, np.where(np.arange(hu.shape[0])[:, None, None] < 5, -3024, hu).astype(np.int16))
+    put("grey_uint8.nii", True, (unit * 255).astype(np.uint8))
+    put("grey_float.nii", True, (unit * 255).astype(np.float32))
+    put("spline.nii", False, (unit * 264 - 6).astype(np.float32))
+    put("unit.nii", False, unit.astype(np.float32))
+    put("minus1to1.nii", False, (2 * unit - 1).astype(np.float32))
+    put("z_score.nii", False, ((hu - hu.mean()) / hu.std()).astype(np.float32))
+    put("thousandth.nii", False, (hu / 1000).astype(np.float32))
+    put("constant.nii", False, np.full_like(hu, -1000))
+    put("zeros.nii", False, np.zeros_like(hu))
+    put("one_grey.nii", False, np.full(hu.shape, 9, np.uint8))
+    put("narrow.nii", False, np.clip(hu, -1024, -800))
+    put("no_air.nii", False, np.clip(hu, -150, 1000))
+    put("positive.nii", False, (hu + 1100).astype(np.int16))
+    put("beyond.nii", False, hu.astype(np.int32) * 40)
+    put("nan.nii", False, np.where(hu == hu.max(), np.nan, hu).astype(np.float32))
+    put("four_axes.nii", True, hu[..., None])
+    put("two_volumes.nii", False, np.stack([hu, hu], axis=-1))
+    put("one_slice.nii", True, hu[..., :1])
+    put("two_axes.nii", False, hu[..., 0])
+    put("metres.nii", False, xyzt_units=1)
+    put("micrometres.nii", False, xyzt_units=3)
+    put("no_unit.nii", True, xyzt_units=0)
+    put("odd_unit.nii", True, xyzt_units=5)
+    slanted, nearly = affine.copy(), affine.copy()
+    slanted[1, 2], nearly[1, 2] = affine[2, 2] * 0.36, affine[2, 2] * 0.01
+    put("gantry_tilt.nii", False, mm=slanted)
+    put("rounded_tilt.nii", True, mm=nearly)
+    patch("codes_0", True, 252, np.zeros(2, np.int16))
+    for name, offset, good in (
+        ("nan", np.nan, False),
+        ("minus", -100, False),
+        ("0", 0, False),
+        ("351", 351, False),
+        ("352", 352, True),
+    ):
+        patch(f"offset_{name}", good, 108, np.float32(offset))
+    patch("slope_nan", True, 112, np.float32(np.nan))
+    patch("slope_0", True, 112, np.zeros(2, np.float32))
+    patch("intercept_nan", False, 112, np.array([1, np.nan], np.float32))
+    patch("scaled", True, 112, np.array([2, -24], np.float32))
+    patch("flat_voxels", False, 280, np.diag([-1, -1, 0, 1])[:3].astype(np.float32))
+    patch("affine_nan", False, 280, np.full(4, np.nan, np.float32))
+    plain, packed = (folder / "hu.nii").read_bytes(), (folder / "hu.nii.gz").read_bytes()
+    for name, content, good in (
+        ("upper.NII.GZ", packed, True), ("mixed.Nii", plain, True), ("raw.nii.gz", plain, False), ("packed.nii", packed, False),
+        ("cut.nii", plain[:-1], False), ("longer.nii", plain + b"more", True), ("cut.nii.gz", packed[:-9], False), ("empty.nii", b"", False),
+        ("text.nii.gz", b"<html>504</html>" * 40, False),
+    ):  # fmt: skip
+        (folder / name).write_bytes(content)
+        verdicts[name] = good
+    return verdicts
+
+
+def test_both_programs_take_and_refuse_the_same_files(
+    program: Program, one_slice: Path, image: nib.Nifti1Image, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    verdicts, wrong = write_all_kinds(tmp_path / "in", image), {}
+    for name, good in verdicts.items():
+        source, ours, pythons = tmp_path / "in" / name, tmp_path / f"c_{name.lower()}", tmp_path / f"p_{name.lower()}"
+        done = program(one_slice, source, ours)
+        python = predict.main([str(one_slice), str(source), str(pythons)])
+        if (done.returncode == 0, python == 0) != (good, good):
+            wrong[name] = (good, done.returncode, done.stderr, python)
+        elif good and content(ours) != content(pythons):
+            wrong[name] = "other bytes"
+    assert len(verdicts) > 50 and wrong == {}
+
+
+def test_a_declared_intensity_is_taken_alike(
+    program: Program, one_slice: Path, image: nib.Nifti1Image, tmp_path: Path
+) -> None:
+    hu, wrong = np.asanyarray(image.dataobj), {}
+    kinds = {
+        "no_air": np.clip(hu, -150, 1000), "grey": np.clip(hu / 8 + 125, 0, 255).astype(np.float32), "hu": hu,
+        "spline": np.linspace(-6, 258, hu.size, dtype=np.float32).reshape(hu.shape), "air": np.full_like(hu, -1000),
+    }  # fmt: skip
+    accepted = {("no_air", "hu"), ("grey", "grey"), ("hu", "hu"), ("spline", "grey"), ("spline", "hu"), ("air", "hu")}
+    for name, intensity in itertools.product(kinds, ("hu", "grey")):
+        source = tmp_path / f"{name}.nii"
+        nib.save(nib.Nifti1Image(kinds[name], image.affine), source)
+        ours, pythons = tmp_path / f"c_{intensity}_{name}.nii", tmp_path / f"p_{intensity}_{name}.nii"
+        done = program(one_slice, source, ours, "--intensity", intensity)
+        python = predict.main([str(one_slice), str(source), str(pythons), "--intensity", intensity])
+        good = (name, intensity) in accepted
+        if (done.returncode == 0, python == 0) != (good, good) or good and content(ours) != content(pythons):
+            wrong[name, intensity] = (good, done.returncode, done.stderr, python)
+    assert wrong == {}
+
+
 def test_exported_run_gives_pythons_mask_and_its_description(
     program: Program, model: Path, phantom: Path, tmp_path: Path
 ) -> None:
