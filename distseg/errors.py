@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import io
 import math
 import os
 import sys
@@ -45,6 +46,9 @@ def one_line_errors(main: Callable[[Sequence[str] | None], int]) -> Command:
 
     @functools.wraps(main)
     def command(argv: Sequence[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal cannot show
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             return main(argv)
         except ModuleNotFoundError as error:

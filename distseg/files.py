@@ -1,22 +1,29 @@
 """Writing files and folders so that nothing half-written ever stands under its final name.
 
 Everything is written aside (a hidden sibling on the same file system), flushed to disk, then renamed: a reader sees
-the old content or the new one, also after a crash or on a full disk.
+the old content or the new one, also after a crash or on a full disk. A folder that is a mount point, or whose parent cannot be
+written, is filled from a hidden folder inside it: its members are renamed one by one, JSON files, which make it whole, last.
 """
 
 import contextlib
+import errno
 import fcntl
+import functools
+import glob
 import hashlib
 import json
 import os
 import platform
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from distseg.errors import DistsegError
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class InUse(DistsegError):
@@ -32,7 +39,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Gives a temporary sibling to write a file to; on success it replaces `path`, on failure it vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: writers such as nibabel choose the format by it.
-    aside = path.with_name(f".partial-{uuid.uuid4().hex[:8]}-{path.name}")
+    aside = path.with_name(f".partial-{uuid.uuid4().hex[:8]}-{_short(path.name)}")
     try:
         yield aside
         fsync_path(aside)
@@ -44,10 +51,10 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_written_aside(path: Path) -> Iterator[Path]:
-    """Gives an empty temporary sibling to fill; on success it takes the name `path`, replacing a folder of that name."""
+    """Gives an empty temporary folder to fill; on success it takes the name `path`, replacing a folder of that name."""
     path = path.resolve()  # a link would be replaced instead of what it names
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".partial-{uuid.uuid4().hex[:8]}-{path.name}")
+    aside = beside(path, f".partial-{uuid.uuid4().hex[:8]}")
+    aside.parent.mkdir(parents=True, exist_ok=True)
     aside.mkdir()
     try:
         yield aside
@@ -58,9 +65,27 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def beside(path: Path, name: str) -> Path:
+    """Where something that belongs to a folder is kept until it is whole: a sibling, or inside where it can have none.
+
+    Args:
+        path: the folder, which need not be there yet.
+        name: hidden; a sibling has the folder's name behind it.
+    """
+    is_fixed = path.is_dir() and (os.path.ismount(path) or not os.access(path.parent, os.W_OK | os.X_OK))
+    return path / name if is_fixed else path.with_name(f"{name}-{_short(path.name)}")
+
+
+def _short(name: str) -> str:
+    """Of a name that a prefix would make too long, the end."""
+    return name[-40:]
+
+
 @contextlib.contextmanager
 def locked(lock: Path, subject: str, holder: str = "", *, waits: bool = False) -> Iterator[None]:
     """Holds a lock file, which says who holds it, goes with the process that does and is removed at the end.
+
+    Where the file system has no locks (some Lustre, NFS and FUSE mounts), a note says so and the work is done without.
 
     Args:
         lock: the file.
@@ -92,6 +117,10 @@ def _held(lock: Path, subject: str, waits: bool) -> TextIO:
             with file:
                 file.seek(0)
                 raise InUse(subject, file.read()) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            _note_missing_locks(lock.parent, error.strerror)
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # its holder removed it between our open and our lock
@@ -99,9 +128,22 @@ def _held(lock: Path, subject: str, waits: bool) -> TextIO:
             raise InUse(subject, "")
 
 
+@functools.cache  # once a folder
+def _note_missing_locks(folder: Path, reason: str) -> None:
+    print(
+        f"note: {folder}: this file system has no locks ({reason}); see to it that no other process writes there",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
 def is_free(path: Path) -> bool:
-    """Whether nothing is there, or an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    """Whether nothing is there, or a folder that is empty but for what killed writers, or a new file system, left in it."""
+    return not path.exists() or (path.is_dir() and all(map(_is_no_content, path.iterdir())))
+
+
+def _is_no_content(path: Path) -> bool:
+    return path.name == "lost+found" or path.name.startswith((".partial-", ".preparing", ".lock", ".old-"))
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -112,12 +154,16 @@ def remove_if_empty(folder: Path) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Removes what killed writers of a folder left beside it; for whoever holds the lock on it."""
-    for leftover in path.parent.glob(f".partial-*-{path.name}"):
+    siblings = path.parent.glob(f".partial-*-{glob.escape(_short(path.name))}")
+    for leftover in (*siblings, *path.glob(".partial-*")):
         shutil.rmtree(leftover)
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Renames `new` to `path`; a folder already there is moved out of the way first, and back if the rename fails."""
+    """Renames `new`, as `beside` places it, to `path`; what is there is moved out of the way first, and back if that fails."""
+    if new.parent == path:
+        _move_in(new, path)
+        return
     old = path.with_name(f".old-{uuid.uuid4().hex[:8]}-{path.name}")
     if path.exists():
         os.rename(path, old)
@@ -129,6 +175,23 @@ def replace_folder(new: Path, path: Path) -> None:
         raise
     fsync_path(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_in(new: Path, path: Path) -> None:
+    """Puts the members of a folder inside `path` into it, and removes those that it has no longer."""
+    members = sorted(new.iterdir(), key=lambda member: (member.suffix == ".json", member.name))
+    kept = {member.name for member in members}
+    outdated = [member for member in path.iterdir() if not _is_no_content(member) and member.name not in kept]
+    for member in sorted(path.glob("*.json")):  # from here on it is not whole
+        member.unlink()
+    for member in members:
+        if (path / member.name).is_dir():
+            shutil.rmtree(path / member.name)
+        os.replace(member, path / member.name)
+        fsync_path(path)
+    for member in outdated:
+        shutil.rmtree(member) if member.is_dir() else member.unlink(missing_ok=True)
+    new.rmdir()
 
 
 def fsync_path(path: Path) -> None:
@@ -143,7 +206,7 @@ def fsync_path(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a whole text file atomically."""
     with written_aside(path) as aside:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8", errors="surrogateescape")  # names may be of any bytes
 
 
 def write_json(path: Path, value: Any) -> None:

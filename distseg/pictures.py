@@ -1,5 +1,6 @@
 """Slices as pictures: outlines of labels in one palette with its legend, and overlays of truth and prediction."""
 
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ def draw_legend(figure: "Figure", labels: Mapping[str, int], width_in: float, fo
 
 def wrapped(text: str, width_in: float, font_size: float) -> str:
     """A text in lines of such a width, also where it has no blanks."""
+    text = os.fsencode(text).decode("utf-8", "replace")  # a file's name may be of any bytes
     return textwrap.fill(text, _characters(width_in, font_size), break_on_hyphens=False)
 
 

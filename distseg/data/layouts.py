@@ -6,6 +6,7 @@ A layout is found by itself or named. Nothing is read here but names, a CSV and 
 import csv
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ ZENODO_JOINT = {"Lung_and_Infection_Mask": LUNG_VALUES | {3: 2}}
 PAIRED_IMAGES, PAIRED_JOINT = "images", "labels"
 CSV_NAME, STORE_JSON = "cases.csv", "store.json"  # a store may lie inside its source
 SPLITS = ("train", "val", "test")
+LONGEST_ID = 240  # bytes; a digest stands behind it, and file systems take 255
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def _niftis(folder: Path, left_out: list[Path]) -> dict[str, Path]:
 def _by_case(volumes: Iterable[tuple[str, tuple[Path, ...]]]) -> dict[str, tuple[Path, ...]]:
     """Files of each case; refuses two volumes of one name (x.nii beside x.nii.gz), of which one would be lost."""
     cases: dict[str, tuple[Path, ...]] = {}
-    for case_id, files in volumes:
+    for name, files in volumes:
+        case_id = unicodedata.normalize("NFC", name)  # a Mac writes ü as two characters
         if (other := cases.setdefault(case_id, files)) is not files:
             raise DistsegError(
                 f"case: got {case_id} twice ({other[0]} and {files[0]}); ids are unique; rename one, or move it away"
@@ -277,18 +280,19 @@ def _in_order_of(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Path, .
     """PNG masks in the order of the image files, by stem; a mask in one file is as it is."""
     if not is_png(masks[0]):
         return tuple(masks)
-    by_stem = {path.stem: path for path in masks}
-    if missing := [path for path in images if path.stem not in by_stem]:
+    by_stem = {unicodedata.normalize("NFC", path.stem): path for path in masks}
+    stems = {unicodedata.normalize("NFC", path.stem): path for path in images}
+    if missing := [path for stem, path in stems.items() if stem not in by_stem]:
         raise DistsegError(
             f"mask: got none for slice {missing[0]} ({len(missing)} without); {masks[0].parent} must hold "
             f"{missing[0].stem}.png; add the mask or move the slice away"
         )
-    if orphans := sorted(by_stem.keys() - {path.stem for path in images}):
+    if orphans := sorted(by_stem.keys() - stems.keys()):
         raise DistsegError(
             f"mask: got {by_stem[orphans[0]]} without a slice ({len(orphans)} so); every mask needs a slice of the same "
             "name; add the slice or move the mask away"
         )
-    return tuple(by_stem[path.stem] for path in images)
+    return tuple(by_stem[stem] for stem in stems)
 
 
 def _mask_source(name: str, labels: Mapping[str, int], files: Iterable[Path]) -> MaskSource:
@@ -400,8 +404,12 @@ def _check_pairs(folder: Path, images: Mapping[str, Path], masks: Mapping[str, P
 def _check_ids(source: Source) -> None:
     seen: dict[str, CaseSource] = {}
     for case in source.cases:
-        if not re.fullmatch(r"[^/\0]{1,200}", case.id) or case.id.startswith("."):
-            raise DistsegError(f"case: got id {case.id!r} ({case.files[0]}); it must do as a folder's name; rename it")
+        length = len(os.fsencode(case.id))
+        if not re.fullmatch(r"[^/\0]+", case.id) or case.id.startswith(".") or length > LONGEST_ID:
+            raise DistsegError(
+                f"case: got id {case.id!r} ({case.files[0]}), {length} bytes long; it must do as a folder's name, at most {LONGEST_ID} "
+                "bytes; rename it"
+            )
         if case.id in seen:
             raise DistsegError(
                 f"case: got {case.id} twice ({seen[case.id].files[0]} and {case.files[0]}); ids are unique; rename one"

@@ -36,7 +36,7 @@ from distseg.data.store import (
 )
 from distseg.data.volume import hounsfield
 from distseg.errors import DistsegError
-from distseg.files import folder_written_aside, is_free, locked, replace_folder, sha256_of, write_json
+from distseg.files import beside, folder_written_aside, is_free, locked, replace_folder, sha256_of, write_json
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 POSITIONS_PER_SLICE = 8  # of each label: enough for crops that differ, little to keep
@@ -103,9 +103,9 @@ def prepare_store(
     if not (root / "store.json").is_file() and not is_free(root):
         raise DistsegError(f"store: got {root}, which holds something else; give a new folder or a store")
     root = root.resolve()
-    with locked(root.with_name(f".lock-{root.name}"), f"store: got {root}"):
+    with locked(beside(root, ".lock"), f"store: got {root}"):
         in_place = (root / "store.json").is_file()
-        building = root if in_place else root.with_name(f".preparing-{root.name}")
+        building = root if in_place else beside(root, ".preparing")
         with _executor(cluster, min(workers, len(source.cases))) as executor:
             cases, notes = _prepare_cases(source, Reading(source.root, building, source.labels, intensity), executor)
         folds = _folds(source, cases, rule)

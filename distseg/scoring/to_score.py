@@ -1,5 +1,6 @@
 """What a scoring is told, and whether it can be done: found before torch is imported."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,9 @@ def _check_unseen(members: Sequence[tuple[RunFolder, Config]], store: Store, cas
 
 
 def _mask_files(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
-    found = {nifti_stem(path): path for path in sorted(folder.iterdir()) if is_nifti(path)}
+    found = {
+        unicodedata.normalize("NFC", nifti_stem(path)): path for path in sorted(folder.iterdir()) if is_nifti(path)
+    }
     if missing := [case.id for case in cases if case.id not in found]:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DistsegError(

@@ -130,7 +130,7 @@ def albumentations_change(data: DataConfig) -> Callable[[np.ndarray, np.ndarray]
 
     spatial = compose(
         A.Resize(size, size),
-        A.HorizontalFlip(p=a.flip_probability),
+        A.HorizontalFlip(p=a.flips),
         A.Affine(
             a.scale, (-a.shift, a.shift), rotate=(-a.rotate_deg, a.rotate_deg), shear=(-_degrees(a), _degrees(a)),
             fill=AIR_HU, p=a.affine_probability,
@@ -223,7 +223,7 @@ def torchvision_change(data: DataConfig) -> Callable:
     affine = v2.RandomAffine(a.rotate_deg, (a.shift, a.shift), a.scale, shear, v2.InterpolationMode.BILINEAR)
     moved = compose(
         (1.0, v2.Resize((size, size), antialias=False)),
-        (a.flip_probability, v2.RandomHorizontalFlip(1.0)),
+        (a.flips, v2.RandomHorizontalFlip(1.0)),
         (a.affine_probability, affine),
         (a.elastic_probability, Elastic()),
     )
@@ -260,7 +260,7 @@ def monai_change(data: DataConfig) -> Callable:
         [
             M.Resized(both, (size, size), mode=("bilinear", "nearest")),
             compose(
-                M.RandFlipd(both, a.flip_probability, spatial_axis=1),
+                M.RandFlipd(both, a.flips, spatial_axis=1),
                 M.RandAffined(
                     both, None, a.affine_probability, math.radians(a.rotate_deg), (a.shear, a.shear),
                     (a.shift * size,) * 2, ((a.scale[0] - 1, a.scale[1] - 1),) * 2, **nearest_label,

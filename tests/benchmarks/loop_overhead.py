@@ -28,6 +28,7 @@ import distseg.train
 from distseg.config import Config
 from distseg.config_files import load_config
 from distseg.data.preparing import FoldRule, prepare_store
+from distseg.data.store import open_store, settled
 from distseg.errors import positive_int
 from distseg.kernels import region_bits
 from distseg.losses import build_loss
@@ -137,6 +138,7 @@ def measure(size: Size) -> Seen:
                 f"output_dir={work / 'run'}",
             ],
         )  # fmt: skip
+        config = settled(config, open_store(work / "store"))
         with watched(bare_loop(config, size), size) as seen, contextlib.redirect_stdout(io.StringIO()):
             distseg.train.train(config)
     return seen
@@ -148,7 +150,7 @@ def bare_loop(config: Config, size: Size) -> Callable[[], None]:
     network = build_model(config.model, config.data.channels, len(config.regions))
     network.to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(config.optim, network)
-    criterion = build_loss(config.loss, list(config.regions), region_bits(config.regions))
+    criterion = build_loss(config.loss, list(config.regions), region_bits(config.region_labels))
     images = torch.rand(N_BATCHES, size.batch, config.data.channels, size.image_size, size.image_size)
     labels = torch.randint(0, 3, (N_BATCHES, size.batch, size.image_size, size.image_size), dtype=torch.uint8)
     batches = itertools.cycle(zip([i.to(memory_format=torch.channels_last) for i in images], labels, strict=True))
