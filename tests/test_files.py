@@ -1,10 +1,15 @@
 """Atomic writing: the old content or the new, never a part."""
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from distseg.files import folder_written_aside, write_json, written_aside
+from distseg.files import folder_written_aside, is_free, locked, write_json, written_aside
+from distseg.tables import read_csv, write_csv
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -32,3 +37,55 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         (aside / "three").touch()
         raise KeyboardInterrupt
     assert [p.name for p in path.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_renamed_is_filled_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `docker run -v DISK:/model` has it: renaming a mount point fails."""
+    path = tmp_path / "mount"
+    path.mkdir()
+    (path / "lost+found").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda place: Path(place) == path)
+    assert is_free(path)
+    inode = path.stat().st_ino
+    for members in (("a.json", "folder/x", "old"), ("a.json", "folder/y")):
+        with folder_written_aside(path) as aside:
+            assert aside.parent == path
+            for name in members:
+                (aside / name).parent.mkdir(exist_ok=True)
+                (aside / name).touch()
+    assert path.stat().st_ino == inode and list(tmp_path.iterdir()) == [path]
+    assert sorted(str(p.relative_to(path)) for p in path.rglob("*")) == ["a.json", "folder", "folder/y", "lost+found"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_noted_once(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for _ in range(2):
+        with locked(tmp_path / "lock", "x"):
+            assert (tmp_path / "lock").exists()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{tmp_path}: this file system has no locks" in said
+    assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize("name", ["v" * 248, "病" * 80, os.fsdecode(b"M\xfcller")])
+def test_names_of_any_length_and_bytes_are_written(name: str, tmp_path: Path) -> None:
+    write_json(tmp_path / f"{name}.json", {name: 1})
+    write_csv(tmp_path / f"{name}.csv", [{"name": name}])
+    with folder_written_aside(tmp_path / name) as aside:
+        (aside / "x").touch()
+    assert read_csv(tmp_path / f"{name}.csv") == [{"name": name}] and (tmp_path / name / "x").exists()
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_otherwise() -> None:
+    code = "from distseg.errors import one_line_errors; one_line_errors(lambda _: print('M\\udcfcller') or 0)()"
+    for encoding in ("utf-8", "ascii"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True
+        )
+        assert done.stdout.strip() == b"M?ller" and not done.stderr

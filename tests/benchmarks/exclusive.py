@@ -32,6 +32,7 @@ from distseg.optim import build_optimizer, learning_rate, set_learning_rate
 from distseg.runs.training_slices import training_slices
 
 ARMS = ("sigmoid", "softmax")
+TARGETS = {f"{kind}, softmax / sigmoid": "<= 1.01" for kind in ("lobes", "classes")}
 CPU = torch.device("cpu")
 
 
@@ -50,7 +51,7 @@ def main() -> int:
                 rows.append([kind, arm, *([round(means[arm], 4)]), " ".join(f"{value:.3f}" for value in of_class)])
             ratios[f"{kind}, softmax / sigmoid"] = means["softmax"] / max(means["sigmoid"], 1e-9)
     print_table(["labels", "arm", "mean Dice", "of each class"], rows)
-    print_result("exclusive", ratios, {})
+    print_result("exclusive", ratios, TARGETS)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Every layout a user has becomes the same store, and what does not fit is named."""
 
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,13 @@ def test_a_patient_may_be_named_like_another_ones_case(paired: Path, tmp_path: P
     for fold in range(len(made.folds.folds)):
         train, val = ({case.patient for case in made.cases_of(split, fold)} for split in ("train", "val"))
         assert not train & val and len(train | val) == 4, fold
+
+
+def test_a_name_is_one_in_either_unicode_form(paired: Path, tmp_path: Path) -> None:
+    for folder, form in (("images", "NFD"), ("lung", "NFC"), ("infection", "NFC")):
+        name = unicodedata.normalize(form, "Müller.nii.gz")
+        (paired / folder / "phantom_001.nii.gz").rename(paired / folder / name)
+    assert [case.id for case in find_source(paired).cases][0] == unicodedata.normalize("NFC", "Müller")
 
 
 def test_what_is_no_volume_is_told(paired: Path, tmp_path: Path) -> None:
