@@ -14,10 +14,18 @@ from pathlib import Path
 from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import read_patient_id
 from distseg.data.file_kinds import is_dicom, is_nifti, is_png, left_out_in_words, nifti_stem, series_files
+from distseg.data.label_names import (
+    DATASET,
+    KNOWN,
+    as_label,
+    in_words,
+    names_in_dataset,
+    names_of_segments,
+    numbered,
+    refuse_unnamed,
+)  # fmt: skip
 from distseg.errors import DistsegError
 
-# Labels of every layout; a store names those that its source may hold. Higher numbers overwrite lower ones.
-LABELS = {"background": 0, "lung": 1, "infection": 2, "ground_glass": 3, "consolidation": 4, "pleural_effusion": 5}
 LUNG_VALUES = {1: 1, 2: 1}  # right and left become one label
 
 ZENODO_IMAGES = "COVID-19-CT-Seg_20cases"
@@ -28,17 +36,20 @@ ZENODO_JOINT = {"Lung_and_Infection_Mask": LUNG_VALUES | {3: 2}}
 PAIRED_IMAGES, PAIRED_JOINT = "images", "labels"
 CSV_NAME, STORE_JSON = "cases.csv", "store.json"  # a store may lie inside its source
 SPLITS = ("train", "val", "test")
+NOTHING = "none"  # in a cell: looked for, and nothing is there
 LONGEST_ID = 240  # bytes; a digest stands behind it, and file systems take 255
 
 
 @dataclass(frozen=True)
 class MaskSource:
     files: tuple[Path, ...]
-    """one NIfTI or DICOM-SEG file, or the PNG slices in the order of the volume's files"""
+    """NIfTI or DICOM-SEG files, several of which are parts or readers; or the PNG slices in the order of the volume's files"""
     label_of_value: Mapping[int, int]
     """value 0 is always background"""
     label_of_segment: Mapping[str, int]
     """the same for a DICOM-SEG, by the name of the segment; "*": any"""
+    apart_from: Mapping[int, str] = field(default_factory=dict)
+    """labels that it may not overlap, since nobody has said which lies over which"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,8 @@ class CaseSource:
     masks: tuple[MaskSource, ...]
     slice_index: int | None = None
     """only this slice of a NIfTI stack whose slices are of different patients"""
+    is_annotated: bool = True
+    """False: nobody has looked for anything; its pixels count nowhere"""
 
 
 @dataclass(frozen=True)
@@ -64,18 +77,25 @@ class Source:
     """train, val or test where the source says so"""
     notes: tuple[str, ...] = ()
     """what a user should know"""
+    told_by: str = "the case's name"
+    """what patients are told apart by"""
 
 
 def find_source(
-    src: Path, layout: str = "auto", labels: Mapping[str, int] = LABELS, ignore: int | None = None
+    src: Path,
+    layout: str = "auto",
+    labels: Mapping[str, int] | None = None,
+    ignore: int | None = None,
+    patients: str | None = None,
 ) -> Source:
     """The annotated volumes of a folder (or CSV file), sorted by name.
 
     Args:
         src: folder, or the .csv file itself.
         layout: one of `LAYOUTS`, or "auto".
-        labels: names and numbers that label folders, columns and segments may have (paired and csv).
-        ignore: value of their label maps that says "not annotated"; None: there is none.
+        labels: names and numbers that label folders, columns and segments have (paired and csv); None: those of the data.
+        ignore: value of their label maps that says "not annotated"; None: there is none, or dataset.json says it.
+        patients: regular expression on a case's name, whose first group (or whole match) is the patient; None: as the layout says.
 
     Raises:
         DistsegError: no such source, no known layout or several, a volume without a mask or a mask without a volume.
@@ -90,19 +110,51 @@ def find_source(
     if layout != "auto" and layout not in fitting:
         raise DistsegError(f"source: got {src}, declared {layout}; it must hold {LAYOUT_RULES[layout]}")
     source = LAYOUTS[fitting[0] if layout == "auto" else layout][1](src, labels)
-    if source.layout in ("zenodo", "medseg") and dict(labels) != LABELS:
+    if source.layout in ("zenodo", "medseg") and labels is not None:
         raise DistsegError(
             f"--labels: got {', '.join(labels)}; layout {source.layout} has its own; leave it out, or choose --layout"
         )
     _check_ids(source)
-    return source if ignore is None else _ignoring(source, ignore, labels)
+    if patients is not None:
+        source = _with_patients(source, patients)
+    _check_patients(source)
+    return source if ignore is None else _ignoring(source, ignore)
 
 
-def _ignoring(source: Source, value: int, labels: Mapping[str, int]) -> Source:
+def _with_patients(source: Source, pattern: str) -> Source:
+    """The source with each case's patient as a regular expression finds it in the case's name."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise DistsegError(f"--patients: got {pattern}; not a regular expression ({error}); correct it") from None
+    if source.split_of_patient:
+        raise DistsegError(f"--patients: got {pattern}; {source.root} names its splits by patient; leave it out")
+    found = {case.id: expression.search(case.id) for case in source.cases}
+    if missing := [name for name, match in found.items() if not match or not match[min(1, expression.groups)]]:
+        raise DistsegError(
+            f"--patients: got {pattern}, which finds no patient in case {missing[0]} ({len(missing)} so); each case has one; correct it"
+        )
+    cases = tuple(replace(case, patient=found[case.id][min(1, expression.groups)]) for case in source.cases)  # type: ignore[index]
+    return replace(source, cases=cases, told_by=f"--patients {pattern}")
+
+
+def _check_patients(source: Source) -> None:
+    """Refuses two spellings of one patient, who would train and validate at once."""
+    seen: dict[str, str] = {}
+    for case in source.cases:
+        key = " ".join(case.patient.split()).casefold()
+        if (other := seen.setdefault(key, case.patient)) != case.patient:
+            raise DistsegError(
+                f"patients: got {other!r} and {case.patient!r}, one patient in two spellings; folds would part them; write them alike, "
+                "or tell patients apart with --patients 'REGEX'"
+            )
+
+
+def _ignoring(source: Source, value: int) -> Source:
     """The source whose label maps may hold a value that counts in no loss and in no score."""
     if source.layout not in ("paired", "csv"):
         raise DistsegError(f"--ignore: got {value}; layout {source.layout} has no label maps of your own; leave it out")
-    if value in labels.values():
+    if value in source.labels.values():
         raise DistsegError(f"--ignore: got {value}; {value} is the number of a label; choose another value")
 
     def ignoring(mask: MaskSource) -> MaskSource:
@@ -122,7 +174,7 @@ def patient_of(case_id: str) -> str:
 # Zenodo 3757476
 
 
-def _zenodo(src: Path, _: Mapping[str, int]) -> Source:
+def _zenodo(src: Path, _: Mapping[str, int] | None) -> Source:
     left_out: list[Path] = []
     images = _niftis(src / ZENODO_IMAGES, left_out)
     if not images:
@@ -139,7 +191,7 @@ def _zenodo(src: Path, _: Mapping[str, int]) -> Source:
         _check_pairs(src / name, images, files)
         for case_id, path in files.items():
             masks[case_id].append(MaskSource((path,), label_of_value, {}))
-    labels = {name: LABELS[name] for name in ("background", "lung", "infection")}
+    labels = {name: KNOWN[name] for name in ("background", "lung", "infection")}
     cases = (CaseSource(i, patient_of(i), (path,), tuple(masks[i])) for i, path in images.items())
     return Source(src, "zenodo", labels, tuple(cases), notes=_notes_on(left_out, src))
 
@@ -167,13 +219,13 @@ def _by_case(volumes: Iterable[tuple[str, tuple[Path, ...]]]) -> dict[str, tuple
 # MedSeg / SIRM: single slices of many patients, stacked in one NIfTI file
 
 
-def _medseg(src: Path, _: Mapping[str, int]) -> Source:
+def _medseg(src: Path, _: Mapping[str, int] | None) -> Source:
     import nibabel as nib
 
     image, mask = _stack(src, "tr_im"), _stack(src, "tr_mask")
     if image is None or mask is None:
         raise DistsegError(f"source: got {src} without tr_mask.nii.gz; the slices of tr_im need their masks")
-    findings = {name: LABELS[name] for name in ("ground_glass", "consolidation", "pleural_effusion")}
+    findings = {name: KNOWN[name] for name in ("ground_glass", "consolidation", "pleural_effusion")}
     masks = [MaskSource((mask,), dict(enumerate(findings.values(), start=1)), {})]
     labels = {"background": 0} | findings
     if lungs := _stack(src, "tr_lungmasks_updated"):
@@ -200,7 +252,7 @@ def _stack(src: Path, stem: str) -> Path | None:
 # images/ and one folder a label, or labels/ with joint label maps: NIfTI, PNG slices or DICOM series
 
 
-def _paired(src: Path, labels: Mapping[str, int]) -> Source:
+def _paired(src: Path, declared: Mapping[str, int] | None) -> Source:
     left_out: list[Path] = []
     images = _cases_in(src / PAIRED_IMAGES, left_out)
     if not images:
@@ -213,22 +265,58 @@ def _paired(src: Path, labels: Mapping[str, int]) -> Source:
         for f in src.iterdir()
         if f.is_dir() and f.name != PAIRED_IMAGES and f.name[0] != "." and not (f / STORE_JSON).is_file()
     )
-    for name in folders:
-        if name != PAIRED_JOINT and name not in labels:
-            raise DistsegError(
-                f"label folder: got {src / name}; labels are {dict(labels)}; rename it, or name yours with --labels"
-            )
     if not folders:
-        raise DistsegError(f"source: got {src} without masks; it must hold a folder a label ({', '.join(labels)})")
+        raise DistsegError(
+            f"source: got {src} without masks; it must hold a folder a label, such as lung/, or {PAIRED_JOINT}/"
+        )
+    found = {name: _cases_in(src / name, left_out) for name in folders}
+    own, ignore = [name for name in folders if name != PAIRED_JOINT], None
+    labels, origin = declared, "from --labels"
+    if labels is None and PAIRED_JOINT in folders:
+        maps = [path for files in found[PAIRED_JOINT].values() for path in files]
+        labels, origin, ignore = _labels_of_maps(src, maps, own)
+    elif labels is None:
+        labels, origin = numbered(map(as_label, own)), "names of folders"
+    for name in own:
+        if as_label(name) not in labels:
+            raise DistsegError(
+                f"label folder: got {src / name}; labels are {dict(labels)}; rename it, or name it with --labels"
+            )
     masks: dict[str, list[MaskSource]] = {case_id: [] for case_id in images}
-    for name in sorted(folders, key=lambda name: labels.get(name, 0)):
-        found = _cases_in(src / name, left_out)
-        _check_pairs(src / name, {i: files[0] for i, files in images.items()}, {i: f[0] for i, f in found.items()})
+    before: dict[int, str] = {}
+    for name in sorted(folders, key=lambda name: labels.get(as_label(name), 0)):
+        _check_pairs(
+            src / name, {i: files[0] for i, files in images.items()}, {i: f[0] for i, f in found[name].items()}
+        )
+        label = as_label(name)
+        apart = {} if declared is not None or label in KNOWN or name == PAIRED_JOINT else dict(before)
         for case_id, files in images.items():
-            masks[case_id].append(_mask_source(name, labels, _in_order_of(files, found[case_id])))
-    held = labels if PAIRED_JOINT in folders else {n: v for n, v in labels.items() if n in folders or v == 0}
-    cases = (CaseSource(i, _patient(i, files), files, tuple(masks[i])) for i, files in images.items())
-    return Source(src, "paired", held, tuple(cases), notes=_notes_on(left_out, src))
+            mask = _mask_source(
+                PAIRED_JOINT if name == PAIRED_JOINT else label, labels, _in_order_of(files, found[name][case_id])
+            )
+            masks[case_id].append(replace(mask, apart_from=apart))
+        if name != PAIRED_JOINT and label != "lung":  # all else lies in the lung
+            before[labels[label]] = label
+    held = labels if PAIRED_JOINT in folders else {n: v for n, v in labels.items() if n in map(as_label, own) or v == 0}
+    told = {_patient(i, files) for i, files in images.items()}
+    cases = tuple(CaseSource(i, _patient(i, files)[0], files, tuple(masks[i])) for i, files in images.items())
+    notes = (in_words(held, origin), *_notes_on(left_out, src))
+    how = " and ".join(sorted({how for _, how in told}))
+    source = Source(src, "paired", held, cases, notes=notes, told_by=how)
+    return source if ignore is None else _ignoring(source, ignore)
+
+
+def _labels_of_maps(src: Path, files: Sequence[Path], folders: Sequence[str]) -> tuple[dict[str, int], str, int | None]:
+    """Names and numbers of label maps (and of label folders beside them), where they came from, and the value to ignore.
+
+    Raises:
+        DistsegError: nothing names the values.
+    """
+    if (named := names_in_dataset(src)) is not None:
+        return named[0], f"from {DATASET}", named[1]
+    if names := names_of_segments(files):
+        return numbered([*names, *map(as_label, folders)]), "names of segments", None
+    raise refuse_unnamed(files, src)
 
 
 def _notes_on(left_out: Sequence[Path], src: Path) -> tuple[str, ...]:
@@ -304,17 +392,28 @@ def _mask_source(name: str, labels: Mapping[str, int], files: Iterable[Path]) ->
     return MaskSource(tuple(files), numbers, {n: v for n, v in labels.items() if v})
 
 
-def _patient(case_id: str, files: Sequence[Path]) -> str:
+def _patient(case_id: str, files: Sequence[Path]) -> tuple[str, str]:
+    """A case's patient, and what says so."""
     dicom = not is_nifti(files[0]) and not is_png(files[0])
-    return (read_patient_id(files[0]) if dicom else None) or patient_of(case_id)
+    if dicom and (patient := read_patient_id(files[0])):
+        return patient, "DICOM PatientID"
+    if len(files) == 1 and is_png(files[0]) and (match := re.fullmatch(r"(.+?)[-_. ]\d+", case_id)):
+        return match[1], "what stands before the number of a PNG file"  # p1-0001: slices of one patient stay together
+    return patient_of(case_id), "the case's name"
 
 
 # A CSV that names everything
 
 
-def _csv(src: Path, labels: Mapping[str, int]) -> Source:
+def _csv(src: Path, declared: Mapping[str, int] | None) -> Source:
     path = src / CSV_NAME if src.is_dir() else src
     columns, rows = _read_csv(path)
+    labels, origin, ignore = declared or KNOWN, "from --labels" if declared else "names of columns", None
+    if declared is None and "mask" in columns:
+        maps = [
+            file for row in rows if _is_marked(row["mask"]) for file in _files_in(path.parent, row["mask"], str(path))
+        ]
+        labels, origin, ignore = _labels_of_maps(path.parent, maps, [name for name in columns if name in KNOWN])
     label_columns = [name for name in columns if name in labels]
     if unknown := [name for name in columns if name not in {"id", "image", "mask", "patient", "split", *labels}]:
         raise DistsegError(
@@ -334,21 +433,49 @@ def _csv(src: Path, labels: Mapping[str, int]) -> Source:
         where = f"csv {path} line {number}"
         files = _files_at(path.parent, row["image"], where)
         masks = [
-            _mask_source(name, labels, _in_order_of(files, _files_at(path.parent, row[name], where)))
+            _mask_source(name, labels, _in_order_of(files, _files_in(path.parent, row[name], where)))
             if len(files) > 1
-            else _mask_source(name, labels, _files_at(path.parent, row[name], where))
+            else _mask_source(name, labels, _files_in(path.parent, row[name], where))
             for name in mask_columns
-            if row[name]
+            if _is_marked(row[name])
         ]
+        is_annotated = any(row[name] for name in mask_columns)
         case_id = row.get("id") or nifti_stem(Path(row["image"])).removesuffix(".png")
-        cases.append(CaseSource(case_id, row["patient"] or case_id, files, tuple(masks)))
+        case_id = unicodedata.normalize("NFC", case_id)
+        cases.append(CaseSource(case_id, row["patient"] or case_id, files, tuple(masks), is_annotated=is_annotated))
         _note_split(split_of_patient, cases[-1].patient, row.get("split") or "", where)
     if "" in split_of_patient.values():
         if set(split_of_patient.values()) != {""}:
             raise DistsegError(f"csv {path}: got rows with a split and rows without; name it in all rows or in none")
         split_of_patient = {}
     held = labels if "mask" in columns else {n: v for n, v in labels.items() if n in label_columns or v == 0}
-    return Source(path.parent, "csv", held, tuple(cases), split_of_patient)
+    notes = (in_words(held, origin), *_notes_on_cells(rows, mask_columns))
+    source = Source(path.parent, "csv", held, tuple(cases), split_of_patient, notes, "the column patient")
+    return source if ignore is None else _ignoring(source, ignore)
+
+
+def _is_marked(cell: str) -> bool:
+    return cell not in ("", NOTHING)
+
+
+def _notes_on_cells(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[str]:
+    """What empty cells are taken for."""
+    without = [row for row in rows if not any(row[name] for name in columns)]
+    notes = [
+        f"{name}: {n} of {len(rows)} cells are empty: taken as nothing there (write {NOTHING} to say so)"
+        for name in columns
+        if (n := sum(not row[name] for row in rows) - len(without)) > 0
+    ]
+    if without:
+        notes.append(
+            f"{len(without)} of {len(rows)} volumes have no mask at all: not annotated, they count in no loss and in no score"
+        )
+    return notes
+
+
+def _files_in(base: Path, cell: str, where: str) -> tuple[Path, ...]:
+    """The files of a cell, which may name several, parted by `;`."""
+    return tuple(file for name in cell.split(";") for file in _files_at(base, name.strip(), where))
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -418,7 +545,7 @@ def _check_ids(source: Source) -> None:
 
 
 # Name -> whether a source has it, and how it is read.
-LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Mapping[str, int]], Source]]] = {
+LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Mapping[str, int] | None], Source]]] = {
     "zenodo": (lambda src: (src / ZENODO_IMAGES).is_dir(), _zenodo),
     "medseg": (lambda src: _stack(src, "tr_im") is not None, _medseg),
     "paired": (lambda src: (src / PAIRED_IMAGES).is_dir(), _paired),

@@ -4,9 +4,11 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import axial_order, on_grid, read_dicom_series, read_segmentation
 from distseg.data.file_kinds import is_dicom, is_nifti, is_png
 from distseg.data.layouts import CaseSource, MaskSource
@@ -14,6 +16,8 @@ from distseg.data.nifti import read_nifti
 from distseg.data.png import read_png_slices
 from distseg.data.volume import GRID_TOLERANCE, Volume, whole_labels
 from distseg.errors import DistsegError
+
+Readers = Literal["union", "majority", "first"]
 
 
 def read_image(source: CaseSource) -> Volume:
@@ -27,23 +31,63 @@ def read_image(source: CaseSource) -> Volume:
     return _read_files(source.files)
 
 
-def read_labels(source: CaseSource, volume: Volume) -> np.ndarray:
+def read_labels(source: CaseSource, volume: Volume, readers: Readers = "union") -> np.ndarray:
     """One uint8 label map [Z, Y, X] from masks in order, later ones over earlier ones.
 
+    Args:
+        source: of the case; one that nobody annotated is `IGNORED_LABEL` everywhere.
+        volume: its image.
+        readers: what several files of one mask become: all that any has, what more than half of them have, or the first.
+
     Raises:
-        DistsegError: a mask's shape or grid is not the volume's, or it holds a value that is not declared.
+        DistsegError: a mask's shape or grid is not the volume's, it holds a value that is not declared, or it overlaps another one
+            and nobody has said which lies over which.
     """
     label_ZYX = np.zeros(volume.values_ZYX.shape, np.uint8)
+    if not source.is_annotated:
+        label_ZYX[:] = IGNORED_LABEL
     for mask in source.masks:
-        values_ZYX, label_of_value = _read_mask(mask, source, volume)
-        values_ZYX = whole_labels(mask.files[0], values_ZYX)
-        declared = {0, *label_of_value}
-        if unknown := sorted(set(np.unique(values_ZYX).tolist()) - declared):
+        parts = [replace(mask, files=files) for files in _parts(mask)]
+        own_ZYX = _combined([_labels_of(part, source, volume) for part in parts], readers)
+        if overlapped := set(np.unique(label_ZYX[own_ZYX > 0]).tolist()) & mask.apart_from.keys():
+            other, own = mask.apart_from[min(overlapped)], mask.files[0].parent.name
             raise DistsegError(
-                f"mask {mask.files[0]}: got value {unknown[0]}; declared are {sorted(declared)}; remove or remap the value"
+                f"mask {mask.files[0]}: overlaps label {other}; which of {other} and {own} lies over the other is not guessed; number them, "
+                f"higher ones win, such as --labels {other}=1,{own}=2"
             )
-        for value, label in label_of_value.items():
-            label_ZYX[values_ZYX == value] = label
+        label_ZYX[own_ZYX > 0] = own_ZYX[own_ZYX > 0]
+    return label_ZYX
+
+
+def _parts(mask: MaskSource) -> list[tuple[Path, ...]]:
+    """The files of each reader, or each part, of a mask; PNG slices are one."""
+    return [mask.files] if is_png(mask.files[0]) else [(path,) for path in mask.files]
+
+
+def _combined(parts: Sequence[np.ndarray], readers: Readers) -> np.ndarray:
+    """One label map from those of several files; where labels overlap, the higher number is kept."""
+    if readers == "first" or len(parts) == 1:
+        return parts[0]
+    if readers == "union":
+        return np.maximum.reduce(parts)
+    label_ZYX = np.zeros_like(parts[0])
+    for label in np.unique(parts):
+        label_ZYX[2 * np.sum([part == label for part in parts], axis=0) > len(parts)] = label
+    return label_ZYX
+
+
+def _labels_of(mask: MaskSource, source: CaseSource, volume: Volume) -> np.ndarray:
+    """Labels on the volume's grid, uint8 [Z, Y, X]."""
+    values_ZYX, label_of_value = _read_mask(mask, source, volume)
+    values_ZYX = whole_labels(mask.files[0], values_ZYX)
+    declared = {0, *label_of_value}
+    if unknown := sorted(set(np.unique(values_ZYX).tolist()) - declared):
+        raise DistsegError(
+            f"mask {mask.files[0]}: got value {unknown[0]}; declared are {sorted(declared)}; remove or remap the value"
+        )
+    label_ZYX = np.zeros(values_ZYX.shape, np.uint8)
+    for value, label in label_of_value.items():
+        label_ZYX[values_ZYX == value] = label
     return label_ZYX
 
 

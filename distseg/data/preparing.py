@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ import pydantic
 from distseg.bars import counted
 from distseg.cluster import cluster_executor
 from distseg.config import IGNORED_LABEL
-from distseg.data.layouts import LABELS, CaseSource, Source, find_source, relative_name
-from distseg.data.masks import read_image, read_labels
+from distseg.data.file_kinds import is_png
+from distseg.data.layouts import CaseSource, Source, find_source, relative_name
+from distseg.data.masks import Readers, read_image, read_labels
 from distseg.data.splits import Folds, assign_folds, check_fold_count, given_folds, ma2021_folds
 from distseg.data.store import (
     CASE_JSON,
@@ -64,6 +66,7 @@ class Reading:
     """of the store being built"""
     labels: Mapping[str, int]
     intensity: str
+    readers: Readers
 
 
 def prepare_store(
@@ -72,8 +75,10 @@ def prepare_store(
     rule: FoldRule = FoldRule(),
     *,
     layout: str = "auto",
-    labels: Mapping[str, int] = LABELS,
+    labels: Mapping[str, int] | None = None,
     ignore: int | None = None,
+    patients: str | None = None,
+    readers: Readers = "union",
     intensity: str = "auto",
     workers: int = 1,
     cluster: str | None = None,
@@ -85,7 +90,8 @@ def prepare_store(
     loses what that one does not name.
 
     Args:
-        src, layout, labels, ignore: see `find_source`.
+        src, layout, labels, ignore, patients: see `find_source`.
+        readers: see `read_labels`.
         root: folder of the store.
         rule: of the folds.
         intensity: see `hounsfield`.
@@ -98,7 +104,7 @@ def prepare_store(
     Raises:
         DistsegError: bad input (the line names the file), or `root` holds something else.
     """
-    source = find_source(src.resolve(), layout, labels, ignore)
+    source = find_source(src.resolve(), layout, labels, ignore, patients)
     _check_folds(source, rule)
     if not (root / "store.json").is_file() and not is_free(root):
         raise DistsegError(f"store: got {root}, which holds something else; give a new folder or a store")
@@ -107,13 +113,57 @@ def prepare_store(
         in_place = (root / "store.json").is_file()
         building = root if in_place else beside(root, ".preparing")
         with _executor(cluster, min(workers, len(source.cases))) as executor:
-            cases, notes = _prepare_cases(source, Reading(source.root, building, source.labels, intensity), executor)
+            cases, notes = _prepare_cases(
+                source, Reading(source.root, building, source.labels, intensity, readers), executor
+            )
+        _check_images(source, cases)
         folds = _folds(source, cases, rule)
         write_store_json(building, source.layout, source.labels, cases, folds)
         _remove_unnamed(building, cases)
         if not in_place:
             replace_folder(building, root)
+    notes += [*_notes_on_masks(source, readers), *_notes_on_labels(cases), *_notes_on_patients(source, cases)]
     return open_store(root), (*source.notes, *notes, *_notes_on_folds(source, rule))
+
+
+def _check_images(source: Source, cases: Sequence[Case]) -> None:
+    """Refuses one image under two patients: it would train and validate at once."""
+    seen: dict[str, Case] = {}
+    for made_of, case in zip(source.cases, cases, strict=True):
+        key = f"{case.sha256[case.source]} {made_of.slice_index}"
+        if (other := seen.setdefault(key, case)).patient != case.patient:
+            raise DistsegError(
+                f"patients: got one image under two, {other.patient!r} ({other.source}) and {case.patient!r} ({case.source}), equal byte by "
+                "byte; folds would part them; remove one"
+            )
+
+
+def _notes_on_masks(source: Source, readers: Readers) -> Iterator[str]:
+    several = sum(any(len(mask.files) > 1 and not is_png(mask.files[0]) for mask in c.masks) for c in source.cases)
+    if several:
+        yield f"{several} volumes have a mask of several files: taken is their {readers} (--readers union, majority or first)"
+
+
+def _notes_on_labels(cases: Sequence[Case]) -> Iterator[str]:
+    held = {name: sum(case.label_voxels[name] > 0 for case in cases) for name in cases[0].label_voxels}
+    told = ", ".join(f"{name} {n}" for name, n in held.items() if name != "background")
+    yield f"volumes that hold a label, of {len(cases)}: {told}; in the others nothing is there"
+
+
+def _notes_on_patients(source: Source, cases: Sequence[Case]) -> Iterator[str]:
+    slices = Counter[str]()
+    for case in cases:
+        slices[case.patient] += case.shape[0]
+    n_cases = Counter(case.patient for case in cases).values()
+    yield (
+        f"patients: {len(slices)}, told apart by {source.told_by}; each has {_range(n_cases, 'volume')} and "
+        f"{_range(slices.values(), 'slice')}"
+    )
+
+
+def _range(counts: Collection[int], what: str) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low if low == high else f'{low} to {high}'} {what}{'' if high == 1 else 's'}"
 
 
 def _notes_on_folds(source: Source, rule: FoldRule) -> Iterator[str]:
@@ -168,6 +218,8 @@ def prepare_case(source: CaseSource, reading: Reading) -> tuple[Case, tuple[str,
     """Writes the slices of one case unless they are there already, made from the same files; what they are, and notes on them."""
     digests = {relative_name(files, reading.src): _sha256_of_files(files) for files in _files_of(source)}
     made_from = [STORE_VERSION, digests, source.slice_index, source.patient, dict(reading.labels), reading.intensity]
+    made_from += [reading.readers] if any(len(mask.files) > 1 for mask in source.masks) else []
+    made_from += [] if source.is_annotated else ["not annotated"]
     made_from += [[dict(mask.label_of_value), dict(mask.label_of_segment)] for mask in source.masks]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = Path("slices") / digest[:2] / f"{source.id}-{digest[:12]}"
@@ -175,7 +227,7 @@ def prepare_case(source: CaseSource, reading: Reading) -> tuple[Case, tuple[str,
         return done, ()
     volume = read_image(source)
     hu_ZYX, origin = hounsfield(volume, reading.intensity)
-    label_ZYX = read_labels(source, volume)
+    label_ZYX = read_labels(source, volume, reading.readers)
     case = Case(
         id=source.id,
         patient=source.patient,

@@ -114,7 +114,7 @@ def check_fold_count(n_patients: int, n_folds: int, n_test: int) -> None:
     if n_patients - n_test < n_folds:
         raise DistsegError(
             f"folds: got {n_folds} folds and {n_test} test patients for {n_patients} patients; every fold needs a "
-            "patient; use fewer --folds or --test-patients, or add patients (a CSV can name them, see docs/data.md)"
+            "patient; use fewer --folds or --test-patients, or tell patients apart with --patients 'REGEX' or a CSV, see docs/data.md"
         )
 
 

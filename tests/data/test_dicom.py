@@ -337,7 +337,9 @@ def test_real_slices_are_read_with_their_padding_as_air(tmp_path: Path) -> None:
         (tmp_path / "src/images" / case).mkdir(parents=True)
         (tmp_path / "src/lung" / case).mkdir(parents=True)
         for path in files:
-            (tmp_path / "src/images" / case / path.name).write_bytes(path.read_bytes())
+            image = pydicom.dcmread(path)
+            image.PatientName = case  # the same file under two patients would be refused
+            image.save_as(tmp_path / "src/images" / case / path.name)
             body = pydicom.dcmread(path).pixel_array
             mask = ((body > -950) & (body < -500)).astype(np.uint8) * 255
             Image.fromarray(mask).save(tmp_path / "src/lung" / case / f"{path.stem}.png")

@@ -1,5 +1,6 @@
 """Every layout a user has becomes the same store, and what does not fit is named."""
 
+import json
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from distseg.data.store import Store, open_store
 from distseg.errors import DistsegError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+LABELS = {"background": 0, "lung": 1, "infection": 2}
 CASES = [f"phantom_{i:03d}" for i in range(1, 7)]
 
 
@@ -72,7 +74,9 @@ def test_png_slices_are_grey_of_the_lung_window(nested: bool, store: Path, tmp_p
         assert np.abs(hu - np.clip(true_hu, -1250, 250)).max() <= 3
 
 
-def test_joint_label_maps_are_read_by_number(paired: Path, store: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def joint(paired: Path) -> Path:
+    """images/ and labels/ with maps of 0, 1 and 2."""
     for case in CASES:
         lung, infection = (nib.load(paired / name / f"{case}.nii.gz") for name in ("lung", "infection"))
         joint = np.where(np.asarray(infection.dataobj) > 0, 2, np.asarray(lung.dataobj) > 0)
@@ -80,7 +84,116 @@ def test_joint_label_maps_are_read_by_number(paired: Path, store: Path, tmp_path
         nib.save(nib.Nifti1Image(joint.astype(np.uint8), lung.affine), paired / "labels" / f"{case}.nii")
     for name in ("lung", "infection"):
         shutil.rmtree(paired / name)
-    assert_same_slices(prepare(paired, tmp_path / "store"), open_store(store))
+    return paired
+
+
+def test_values_of_a_label_map_are_named_by_the_user_or_by_the_data_and_never_guessed(
+    joint: Path, store: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DistsegError, match=r"with values \[0, 1, 2\].*not guessed.*--labels NAME_1=1,NAME_2=2"):
+        find_source(joint)
+    assert_same_slices(prepare(joint, tmp_path / "store", labels=LABELS), open_store(store))
+    for labels, named in (
+        ({"background": 0, "Left Lung": 1, "cancer": 2}, {"background": 0, "left_lung": 1, "cancer": 2}),
+        ({"0": "background", "1": "liver", "2": "tumour-core"}, {"background": 0, "liver": 1, "tumour_core": 2}),
+        ({"background": 0, "cancer": 1, "ignore": 2}, {"background": 0, "cancer": 1}),
+    ):
+        (joint / "dataset.json").write_text(json.dumps({"labels": labels}))
+        source = find_source(joint)
+        assert dict(source.labels) == named and any("from dataset.json" in note for note in source.notes)
+        assert (source.cases[0].masks[0].label_of_value.get(2) == 255) == ("ignore" in labels)
+    for labels, message in (
+        ({"background": 0, "whole": [1, 2]}, "got label 'whole' of several values"),
+        ({"a b": 1, "a-b": 2}, "got 'a-b'=2 twice"),
+        ([1], "no readable labels"),
+    ):
+        (joint / "dataset.json").write_text(json.dumps({"labels": labels}))
+        with pytest.raises(DistsegError, match=message):
+            find_source(joint)
+    assert dict(find_source(joint, labels=LABELS).labels) == LABELS  # what the user says goes first
+
+
+def test_folders_name_labels_and_two_that_overlap_have_no_order(paired: Path, tmp_path: Path) -> None:
+    (paired / "infection").rename(paired / "Nodule")
+    made = prepare(paired, tmp_path / "store")
+    assert dict(made.labels) == {"background": 0, "lung": 1, "nodule": 2}
+    (paired / "lung").rename(paired / "lobe")
+    for path in (paired / "lobe").iterdir():
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.uint8), image.affine), path)
+    with pytest.raises(DistsegError, match="overlaps label lobe; which of lobe and Nodule .*--labels lobe=1,Nodule=2"):
+        prepare(paired, tmp_path / "other")
+    assert prepare(paired, tmp_path / "other", labels={"background": 0, "lobe": 1, "nodule": 2}).cases
+
+
+def test_several_masks_in_a_cell_are_joined_by_a_named_rule(paired: Path, tmp_path: Path) -> None:
+    first = nib.load(paired / "lung/phantom_001.nii.gz")
+    drawn = np.asarray(first.dataobj) > 0
+    half = np.arange(drawn.shape[0])[:, None, None] < drawn.shape[0] // 2
+    for name, mask in (("a", drawn & half), ("b", drawn & ~half), ("c", drawn)):
+        nib.save(nib.Nifti1Image(mask.astype(np.uint8), first.affine), paired / f"{name}.nii.gz")
+    rows = ["image,lung,patient", "images/phantom_001.nii.gz,a.nii.gz; b.nii.gz;c.nii.gz,1"]
+    rows += [f"images/{case}.nii.gz,lung/{case}.nii.gz,{case}" for case in CASES[1:4]]
+    (paired / "cases.csv").write_text("\n".join(rows) + "\n")
+    for readers, expected in (("union", drawn), ("majority", drawn), ("first", drawn & half)):
+        made, notes = prepare_store(paired, tmp_path / readers, FoldRule(2), layout="csv", readers=readers, workers=1)  # type: ignore[arg-type]
+        assert made.cases[0].label_voxels["lung"] == expected.sum()
+        assert any(f"1 volumes have a mask of several files: taken is their {readers}" in note for note in notes)
+
+
+def test_an_empty_cell_is_nothing_there_and_a_row_of_them_is_not_annotated(paired: Path, tmp_path: Path) -> None:
+    rows = ["image,lung,infection,patient"]
+    cells = ["lung/{0}.nii.gz,infection/{0}.nii.gz", "lung/{0}.nii.gz,", ",", "none,none", "lung/{0}.nii.gz,none"]
+    rows += [f"images/{case}.nii.gz,{cell.format(case)},{case}" for case, cell in zip(CASES, cells, strict=False)]
+    (paired / "cases.csv").write_text("\n".join(rows) + "\n")
+    made, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), layout="csv", workers=1)
+    said = "; ".join(notes)
+    assert "infection: 1 of 5 cells are empty: taken as nothing there" in said
+    assert "1 of 5 volumes have no mask at all: not annotated" in said
+    assert [set(np.unique(made.read_case(case)[1]).tolist()) for case in made.cases[2:4]] == [{255}, {0}]
+
+
+@pytest.mark.parametrize(
+    ("patients", "message"),
+    [
+        ("([", "not a regular expression"),
+        ("^nobody", "finds no patient in case phantom_001 .6 so."),
+        ("^phantom", "got 2 folds and 0 test patients for 1 patients.*--patients 'REGEX'"),
+    ],
+)
+def test_a_regular_expression_that_finds_no_patients_is_refused(
+    patients: str, message: str, paired: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DistsegError, match=message):
+        prepare(paired, tmp_path / "store", patients=patients)
+
+
+def test_patients_are_told_apart_as_is_said_and_two_spellings_or_one_image_are_refused(
+    paired: Path, tmp_path: Path
+) -> None:
+    made, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), patients=r"00\d", workers=1)
+    assert len({case.patient for case in made.cases}) == 6 and "told apart by --patients" in notes[-1]
+    rows = [
+        "image,lung,patient",
+        *(f"images/{case}.nii.gz,lung/{case}.nii.gz,p{i % 3}" for i, case in enumerate(CASES)),
+    ]
+    for old, new, message in (
+        (",p0", ",P0", "got 'P0' and 'p0', one patient in two spellings"),
+        ("images/phantom_002.nii.gz", "images/again.nii.gz", "got one image under two, 'p0' .* and 'p1'"),
+    ):
+        shutil.copy(paired / "images/phantom_001.nii.gz", paired / "images/again.nii.gz")
+        (paired / "cases.csv").write_text("\n".join(rows).replace(old, new, 1) + "\n")
+        with pytest.raises(DistsegError, match=message):
+            prepare(paired, tmp_path / "other", layout="csv")
+
+
+def test_numbered_pictures_of_one_patient_stay_together(store: Path, tmp_path: Path) -> None:
+    write_png(open_store(store), tmp_path / "png")
+    for path in sorted((tmp_path / "png").rglob("*.png")):
+        path.rename(path.with_name(path.name.replace("phantom_00", "p").replace("_", "-")))
+    source = find_source(tmp_path / "png")
+    assert len(source.cases) == 48 and {case.patient for case in source.cases} == {f"p{i}" for i in range(1, 7)}
+    assert source.told_by == "what stands before the number of a PNG file"
 
 
 def test_what_is_not_annotated_counts_nowhere(paired: Path, tmp_path: Path) -> None:
@@ -93,8 +206,8 @@ def test_what_is_not_annotated_counts_nowhere(paired: Path, tmp_path: Path) -> N
     for name in ("lung", "infection"):
         shutil.rmtree(paired / name)
     with pytest.raises(DistsegError, match="got value 9; declared are"):
-        prepare(paired, tmp_path / "store")
-    made = prepare(paired, tmp_path / "store", ignore=9)
+        prepare(paired, tmp_path / "store", labels=LABELS)
+    made = prepare(paired, tmp_path / "store", labels=LABELS, ignore=9)
     case = made.cases[0]
     _, label_ZYX = made.read_case(case)
     assert (label_ZYX[::2] == 255).all() and set(np.unique(label_ZYX[1::2])) <= {0, 1} and label_ZYX[1::2].any()
@@ -102,7 +215,7 @@ def test_what_is_not_annotated_counts_nowhere(paired: Path, tmp_path: Path) -> N
     kept = np.load(made.root / case.folder / "foreground.npy")
     assert set(kept[:, 1]) == {1} and (kept[:, 0] % 2 == 1).all()
     with pytest.raises(DistsegError, match="--ignore: got 1; 1 is the number of a label"):
-        find_source(paired, ignore=1)
+        find_source(paired, labels=LABELS, ignore=1)
 
 
 def test_a_csv_names_patients_splits_and_masks(paired: Path, store: Path, tmp_path: Path) -> None:
@@ -136,7 +249,7 @@ def test_labels_of_your_own_have_names_and_numbers(
         find_source(phantom, labels={"background": 0, "lung": 1, "nodule": 7})
     (paired / "infection").rename(paired / "nodule")
     with pytest.raises(DistsegError, match="label folder: got .*nodule; labels are"):
-        find_source(paired)
+        find_source(paired, labels=LABELS)
     run_command("distseg", "prepare", paired, tmp_path / "store", "--folds", 2, "--labels", "lung=1,nodule=7")
     made = open_store(tmp_path / "store")
     assert dict(made.labels) == {"background": 0, "lung": 1, "nodule": 7}
@@ -169,10 +282,7 @@ def test_what_is_no_volume_is_told(paired: Path, tmp_path: Path) -> None:
     (paired / "images/x.mha").touch()
     shutil.copytree(paired / "images", paired / "lung/nested/deeper")
     _, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), workers=1)
-    assert (
-        len(notes) == 1
-        and "images/x.mha (MetaImage is not supported; convert it to NIfTI), lung/nested (a folder)" in notes[0]
-    )
+    assert "images/x.mha (MetaImage is not supported; convert it to NIfTI), lung/nested (a folder)" in notes[1]
     prepare(paired, paired / "store")
     prepare(paired, paired / "store")  # a store inside its source is no folder of masks
 
