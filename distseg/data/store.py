@@ -251,6 +251,9 @@ def settled(config: Config, store: Store) -> Config:
     Raises:
         DistsegError: a region of a label that the store has not, or a flip that would change the side of one.
     """
+    held = {n: v for n, v in store.labels.items() if any(case.label_voxels.get(n) for case in store.cases)}
+    if not config.regions and held:  # a label that no case holds cannot be learned
+        config = dataclasses.replace(config, regions=own_regions(held))
     config = with_labels(config, store.labels, str(store.root))
     data, augment = config.data, config.data.augment
     focus = data.focus_region or rarest_region(config, store) if data.focuses else None

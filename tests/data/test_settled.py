@@ -58,3 +58,11 @@ def test_what_is_looked_for_is_the_rarest_region(store: Path) -> None:
     assert settled(config, open_store(store)).data.focus_region == "infection"
     assert settled(config, named(store, lung=1, nodule=2)).data.focus_region == "nodule"
     assert settled(Config(), open_store(store)).data.focus_region is None
+
+
+def test_a_label_that_no_case_holds_is_no_region_unless_it_is_named(store: Path) -> None:
+    opened = open_store(store)
+    more = dataclasses.replace(opened, labels={**opened.labels, "pleural_effusion": 5})
+    assert list(settled(Config(), more).regions) == ["lung", "infection"]
+    named = load_config(None, ["regions={effusion: [pleural_effusion]}"])
+    assert settled(named, more).region_labels == {"effusion": (5,)}
