@@ -181,9 +181,9 @@ def print_tuned(found: dict[str, Any]) -> None:
         print(
             f"tuned on {found['n_cases']} validation cases, {region}: {rule}; Dice {_shown(dice['plain'])} -> {_shown(dice['chosen'])}"
         )
-        if found["n_cases_with"][region] <= 1:
+        if (n := found["n_cases_with"][region]) <= 1:
             print(
-                f"note: {found['n_cases_with'][region]} of them holds {region}; a rule chosen by one case may not hold for others"
+                f"note: {n or 'none'} of them holds {region}; a rule chosen by {'one case' if n else 'none'} may not hold for others"
             )
 
 

@@ -71,7 +71,7 @@ def test_post_processing_is_chosen_on_validation_and_used_from_then_on(
     raw = evaluate_run(run, "test")
     evaluate_run(run, "val")
     done = run_command("distseg", "evaluate", run, "--tune", "--split", "test")
-    assert "note: 1 of them holds infection; a rule chosen by one case may not hold for others" in done.stdout
+    assert "note: 1 of them holds lung; a rule chosen by one case may not hold for others" in done.stdout
     assert f"note: scores in {run / 'eval/val'} are stale. They are older than the post-processing" in done.stdout
     chosen = json.loads((run / "postprocessing.json").read_text())
     assert chosen["split"] == "val" and "tuned on 1 validation cases, lung" in done.stdout

@@ -406,7 +406,10 @@ def write_bad_inputs(folder: Path, image: nib.Nifti1Image, model: Path) -> dict[
         "gzip without its end": (written("end.nii.gz", packed[:-4]), "truncated or damaged"),
         "wrong checksum": (written("sum.nii.gz", packed[:-8] + b"\1\2\3\4" + packed[-4:]), "truncated or damaged"),
         "no NIfTI": (written("noise.nii", b"noise" * 500), "no header of NIfTI"),
-        "huge claim": (header_with("huge.nii", dim=[3, 2000, 2000, 500, 1, 1, 1, 1]), "more than the file can hold"),
+        "huge claim": (
+            header_with("huge.nii", dim=[3, 2000, 2000, 500, 1, 1, 1, 1], vox_offset=352),
+            "more than the file can hold",
+        ),
         "absurd claim": (header_with("absurd.nii", dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]), "2^31"),
         "no voxels": (header_with("empty.nii", dim=[3, 0, 40, 5, 1, 1, 1, 1]), "truncated or damaged"),
         "four dimensions": (saved("four.nii", hu_XYZ[..., None]), "in 4 dimensions"),
