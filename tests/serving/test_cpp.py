@@ -384,7 +384,7 @@ def write_bad_inputs(folder: Path, image: nib.Nifti1Image, model: Path) -> dict[
 
     def header_with(name: str, **fields: object) -> Path:
         header = image.header.copy()
-        for field, value in fields.items():
+        for field, value in {"vox_offset": 352, **fields}.items():
             header[field] = value
         return written(name, header.binaryblock + whole[348:])
 
@@ -407,12 +407,12 @@ def write_bad_inputs(folder: Path, image: nib.Nifti1Image, model: Path) -> dict[
         "wrong checksum": (written("sum.nii.gz", packed[:-8] + b"\1\2\3\4" + packed[-4:]), "truncated or damaged"),
         "no NIfTI": (written("noise.nii", b"noise" * 500), "no header of NIfTI"),
         "huge claim": (
-            header_with("huge.nii", dim=[3, 2000, 2000, 500, 1, 1, 1, 1], vox_offset=352),
+            header_with("huge.nii", dim=[3, 2000, 2000, 500, 1, 1, 1, 1]),
             "more than the file can hold",
         ),
         "absurd claim": (header_with("absurd.nii", dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]), "2^31"),
         "no voxels": (header_with("empty.nii", dim=[3, 0, 40, 5, 1, 1, 1, 1]), "truncated or damaged"),
-        "four dimensions": (saved("four.nii", hu_XYZ[..., None]), "in 4 dimensions"),
+        "four dimensions": (saved("four.nii", np.stack([hu_XYZ, hu_XYZ], axis=-1)), "in 4 dimensions"),
         "affine of NaN": (header_with("lost.nii", srow_x=[np.nan, 0, 0, 0]), "not finite"),
         "affine of rank 2": (header_with("flat.nii", srow_x=[0, 0, 0, 0]), "span space"),
         "complex numbers": (saved("complex.nii", hu_XYZ.astype(np.complex64)), "COMPLEX64"),
