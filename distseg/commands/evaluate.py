@@ -150,9 +150,12 @@ def _score_masks(
     require: "Sequence[Requirement]",
 ) -> dict[str, Any]:
     from distseg.config_files import load_config
+    from distseg.regions import in_words
     from distseg.scoring.to_score import masks_to_score
 
     found = masks_to_score(masks, split, store, load_config(config, overrides))
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"regions: {in_words(found.config.region_labels, found.config.labels)}")
     for requirement in require:
         requirement.check(found.config.regions)
     from distseg.scoring.evaluation import score_masks  # torch is imported once nothing is wrong

@@ -1,5 +1,6 @@
 """Which kind of file a path names. Nothing is imported for it: a wrong path is told of before any reader is there."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,6 +92,6 @@ def what_it_is(path: Path) -> str:
 
 def left_out_in_words(left_out: Sequence[Path], root: Path) -> str:
     """One line that names files which were not read: `left out: a.txt, b.nrrd (NRRD is not supported; convert it to NIfTI)`."""
-    names = [f"{path.relative_to(root)}" + (f" ({what})" if (what := what_it_is(path)) else "") for path in left_out]
+    names = [os.path.relpath(path, root) + (f" ({what})" if (what := what_it_is(path)) else "") for path in left_out]
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return f"left out: {', '.join(names[:MOST_NAMED])}{more}"

@@ -411,7 +411,10 @@ def _csv(src: Path, declared: Mapping[str, int] | None) -> Source:
     labels, origin, ignore = declared or KNOWN, "from --labels" if declared else "names of columns", None
     if declared is None and "mask" in columns:
         maps = [
-            file for row in rows if _is_marked(row["mask"]) for file in _files_in(path.parent, row["mask"], str(path))
+            file
+            for row in rows
+            if _is_marked(row["mask"])
+            for file in _files_in(path.parent, row["mask"], str(path), [])
         ]
         labels, origin, ignore = _labels_of_maps(path.parent, maps, [name for name in columns if name in KNOWN])
     label_columns = [name for name in columns if name in labels]
@@ -427,15 +430,16 @@ def _csv(src: Path, declared: Mapping[str, int] | None) -> Source:
     if not {"image", "patient"} <= set(columns) or not ({"mask"} & set(columns) or label_columns):
         raise DistsegError(f"csv {path}: got columns {', '.join(columns)}; image, patient and a mask are needed")
     cases: list[CaseSource] = []
+    left_out: list[Path] = []
     split_of_patient: dict[str, str] = {}
     mask_columns = [name for name in ("mask", *sorted(label_columns, key=labels.__getitem__)) if name in columns]
     for number, row in enumerate(rows, start=2):
         where = f"csv {path} line {number}"
-        files = _files_at(path.parent, row["image"], where)
+        files = _files_at(path.parent, row["image"], where, left_out)
         masks = [
-            _mask_source(name, labels, _in_order_of(files, _files_in(path.parent, row[name], where)))
+            _mask_source(name, labels, _in_order_of(files, _files_in(path.parent, row[name], where, left_out)))
             if len(files) > 1
-            else _mask_source(name, labels, _files_in(path.parent, row[name], where))
+            else _mask_source(name, labels, _files_in(path.parent, row[name], where, left_out))
             for name in mask_columns
             if _is_marked(row[name])
         ]
@@ -449,7 +453,7 @@ def _csv(src: Path, declared: Mapping[str, int] | None) -> Source:
             raise DistsegError(f"csv {path}: got rows with a split and rows without; name it in all rows or in none")
         split_of_patient = {}
     held = labels if "mask" in columns else {n: v for n, v in labels.items() if n in label_columns or v == 0}
-    notes = (in_words(held, origin), *_notes_on_cells(rows, mask_columns))
+    notes = (in_words(held, origin), *_notes_on_cells(rows, mask_columns), *_notes_on(left_out, path.parent))
     source = Source(path.parent, "csv", held, tuple(cases), split_of_patient, notes, "the column patient")
     return source if ignore is None else _ignoring(source, ignore)
 
@@ -473,9 +477,9 @@ def _notes_on_cells(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -
     return notes
 
 
-def _files_in(base: Path, cell: str, where: str) -> tuple[Path, ...]:
-    """The files of a cell, which may name several, parted by `;`."""
-    return tuple(file for name in cell.split(";") for file in _files_at(base, name.strip(), where))
+def _files_in(base: Path, cell: str, where: str, left_out: list[Path]) -> tuple[Path, ...]:
+    """The files of a cell, which may name several, parted by `;`; `left_out` gets what lies beside them in a folder."""
+    return tuple(file for name in cell.split(";") for file in _files_at(base, name.strip(), where, left_out))
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -495,9 +499,9 @@ def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return list(reader.fieldnames or []), [{name: value.strip() for name, value in row.items()} for row in rows]
 
 
-def _files_at(base: Path, name: str, where: str) -> tuple[Path, ...]:
+def _files_at(base: Path, name: str, where: str, left_out: list[Path]) -> tuple[Path, ...]:
     path = base / name
-    files = _files_of_folder(path, []) if path.is_dir() else (path,) if path.is_file() else ()
+    files = _files_of_folder(path, left_out) if path.is_dir() else (path,) if path.is_file() else ()
     if not name or not files:
         raise DistsegError(
             f"{where}: got {name!r}; it must be a file, or a folder of DICOM or PNG files; mend the path"

@@ -187,6 +187,15 @@ def test_patients_are_told_apart_as_is_said_and_two_spellings_or_one_image_are_r
             prepare(paired, tmp_path / "other", layout="csv")
 
 
+def test_what_lies_beside_the_slices_that_a_csv_names_is_told(store: Path, tmp_path: Path) -> None:
+    write_png(open_store(store), tmp_path / "png", nested=True)
+    (tmp_path / "png/images/phantom_001/scan.mha").touch()
+    rows = ["image,lung,patient", *(f"images/{case},lung/{case},{case}" for case in CASES)]
+    (tmp_path / "png/mine.csv").write_text("\n".join(rows) + "\n")
+    notes = find_source(tmp_path / "png/mine.csv").notes
+    assert "left out: images/phantom_001/scan.mha (MetaImage is not supported; convert it to NIfTI)" in notes
+
+
 def test_numbered_pictures_of_one_patient_stay_together(store: Path, tmp_path: Path) -> None:
     write_png(open_store(store), tmp_path / "png")
     for path in sorted((tmp_path / "png").rglob("*.png")):
