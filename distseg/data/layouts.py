@@ -259,6 +259,7 @@ def _paired(src: Path, declared: Mapping[str, int] | None) -> Source:
         raise DistsegError(
             f"source: got {src / PAIRED_IMAGES} without a volume; it must hold NIfTI files, PNG slices "
             "<case>_<number>.png, or a folder a case of PNG slices or of DICOM files"
+            + "".join(f"; {note}" for note in _notes_on(left_out, src))
         )
     folders = sorted(
         f.name
