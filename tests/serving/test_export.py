@@ -346,3 +346,12 @@ def test_wrong_tensors_are_refused_by_the_model_itself(model: Path) -> None:
     for wrong in (torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 8, 8, dtype=torch.int16), torch.zeros(1, 1, 0, 8).short()):
         with pytest.raises(torch.jit.Error, match="input: must"):
             segmenter(wrong)
+
+
+def test_what_scanners_pad_with_is_air_in_the_file_too(model: Path) -> None:
+    hu = torch.randint(-1024, 400, (2, 1, 64, 64), dtype=torch.int16)
+    hu[..., :9, :] = -1024
+    padded = hu.clone()
+    padded[..., :9, :] = -2048
+    segmenter = open_model(model, CPU).segmenter
+    assert all(torch.equal(one, other) for one, other in zip(segmenter(padded), segmenter(hu), strict=True))
