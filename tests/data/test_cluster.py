@@ -1,6 +1,7 @@
 """Preparing a store on a real dask cluster over TCP: workers that are killed, a mistake far away, nobody there."""
 
 import contextlib
+import gzip
 import importlib.util
 import json
 import os
@@ -32,7 +33,10 @@ def source(phantom: Path, tmp_path: Path) -> Path:
     src = Path(shutil.copytree(phantom, tmp_path / "src"))
     for path in list(src.glob("*/*.nii.gz")):
         for turn in range(4):
-            shutil.copy(path, path.with_name(f"again{turn}_{path.name}"))
+            content = gzip.compress(
+                gzip.decompress(path.read_bytes()), mtime=turn
+            )  # one image under two patients is refused
+            path.with_name(f"again{turn}_{path.name}").write_bytes(content)
     return src
 
 

@@ -140,9 +140,10 @@ def test_requests_of_many_clients_run_together_and_each_gets_its_own_answer(
 ) -> None:
     sizes = [(32, 48), (64, 64)]  # those of another size are never in the same batch
     requests = [slices(1, 1, *sizes[n % 2], seed=n) for n in range(32)]
+    remotes = [RemoteSegmenter(server.grpc) for _ in requests]  # ready, so that they ask at once
     before = settled(lambda: statistics(server))
-    with ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(lambda hu_BCHW: RemoteSegmenter(server.grpc)(hu_BCHW), requests))
+    with ThreadPoolExecutor(len(requests)) as clients:
+        answers = list(clients.map(lambda remote, hu_BCHW: remote(hu_BCHW), remotes, requests))
     count = "inference_count"
     after = settled(lambda: statistics(server), {count: before[count] + len(requests)})
     assert after["inference_count"] - before["inference_count"] == len(requests)
