@@ -183,7 +183,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--patients",
         metavar="REGEX",
-        help="on a case's name: its first group, or the whole match, is the patient, e.g. '^p[0-9]+'",
+        help="on a case's name, or else its file's path: its first group, or the whole match, is the patient, e.g. '^p[0-9]+'",
     )
     parser.add_argument(
         "--readers",

@@ -52,6 +52,10 @@ class MaskSource:
     """labels that it may not overlap, since nobody has said which lies over which"""
 
 
+BY_NAME = "the case's name"  # nobody said which cases are of one patient
+BY_FILE = "what stands before the number of a PNG file"
+
+
 @dataclass(frozen=True)
 class CaseSource:
     id: str
@@ -77,7 +81,7 @@ class Source:
     """train, val or test where the source says so"""
     notes: tuple[str, ...] = ()
     """what a user should know"""
-    told_by: str = "the case's name"
+    told_by: str = BY_NAME
     """what patients are told apart by"""
 
 
@@ -95,7 +99,7 @@ def find_source(
         layout: one of `LAYOUTS`, or "auto".
         labels: names and numbers that label folders, columns and segments have (paired and csv); None: those of the data.
         ignore: value of their label maps that says "not annotated"; None: there is none, or dataset.json says it.
-        patients: regular expression on a case's name, whose first group (or whole match) is the patient; None: as the layout says.
+        patients: regular expression on a case's name, or else its file's path in `src`, whose first group (or whole match) is the patient; None: as the layout says.
 
     Raises:
         DistsegError: no such source, no known layout or several, a volume without a mask or a mask without a volume.
@@ -122,17 +126,20 @@ def find_source(
 
 
 def _with_patients(source: Source, pattern: str) -> Source:
-    """The source with each case's patient as a regular expression finds it in the case's name."""
+    """The source with each case's patient as a regular expression finds it in the case's name, or else in its file's path."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise DistsegError(f"--patients: got {pattern}; not a regular expression ({error}); correct it") from None
     if source.split_of_patient:
         raise DistsegError(f"--patients: got {pattern}; {source.root} names its splits by patient; leave it out")
-    found = {case.id: expression.search(case.id) for case in source.cases}
+    found = {
+        case.id: expression.search(case.id) or expression.search(os.path.relpath(case.files[0], source.root))
+        for case in source.cases
+    }
     if missing := [name for name, match in found.items() if not match or not match[min(1, expression.groups)]]:
         raise DistsegError(
-            f"--patients: got {pattern}, which finds no patient in case {missing[0]} ({len(missing)} so); each case has one; correct it"
+            f"--patients: got {pattern}, which finds no patient in the name or path of case {missing[0]} ({len(missing)} so); each case has one; correct it"
         )
     cases = tuple(replace(case, patient=found[case.id][min(1, expression.groups)]) for case in source.cases)  # type: ignore[index]
     return replace(source, cases=cases, told_by=f"--patients {pattern}")
@@ -399,8 +406,8 @@ def _patient(case_id: str, files: Sequence[Path]) -> tuple[str, str]:
     if dicom and (patient := read_patient_id(files[0])):
         return patient, "DICOM PatientID"
     if len(files) == 1 and is_png(files[0]) and (match := re.fullmatch(r"(.+?)[-_. ]\d+", case_id)):
-        return match[1], "what stands before the number of a PNG file"  # p1-0001: slices of one patient stay together
-    return patient_of(case_id), "the case's name"
+        return match[1], BY_FILE  # p1-0001: slices of one patient stay together
+    return patient_of(case_id), BY_NAME
 
 
 # A CSV that names everything
@@ -447,7 +454,8 @@ def _csv(src: Path, declared: Mapping[str, int] | None) -> Source:
         is_annotated = any(row[name] for name in mask_columns)
         case_id = row.get("id") or nifti_stem(Path(row["image"])).removesuffix(".png")
         case_id = unicodedata.normalize("NFC", case_id)
-        cases.append(CaseSource(case_id, row["patient"] or case_id, files, tuple(masks), is_annotated=is_annotated))
+        patient = unicodedata.normalize("NFC", row["patient"]) or case_id
+        cases.append(CaseSource(case_id, patient, files, tuple(masks), is_annotated=is_annotated))
         _note_split(split_of_patient, cases[-1].patient, row.get("split") or "", where)
     if "" in split_of_patient.values():
         if set(split_of_patient.values()) != {""}:

@@ -23,7 +23,7 @@ from distseg.bars import counted
 from distseg.cluster import cluster_executor
 from distseg.config import IGNORED_LABEL
 from distseg.data.file_kinds import is_png
-from distseg.data.layouts import CaseSource, Source, find_source, relative_name
+from distseg.data.layouts import BY_FILE, BY_NAME, CaseSource, Source, find_source, relative_name
 from distseg.data.masks import Readers, read_image, read_labels
 from distseg.data.splits import Folds, assign_folds, check_fold_count, given_folds, ma2021_folds
 from distseg.data.store import (
@@ -116,7 +116,7 @@ def prepare_store(
             cases, notes = _prepare_cases(
                 source, Reading(source.root, building, source.labels, intensity, readers), executor
             )
-        _check_images(source, cases)
+        notes += _notes_on_images(source, cases)
         folds = _folds(source, cases, rule)
         write_store_json(building, source.layout, source.labels, cases, folds)
         _remove_unnamed(building, cases)
@@ -126,16 +126,20 @@ def prepare_store(
     return open_store(root), (*source.notes, *notes, *_notes_on_folds(source, rule))
 
 
-def _check_images(source: Source, cases: Sequence[Case]) -> None:
-    """Refuses one image under two patients: it would train and validate at once."""
+def _notes_on_images(source: Source, cases: Sequence[Case]) -> list[str]:
+    """One image under two patients would train and validate at once: refused of patients that somebody named, else noted."""
     seen: dict[str, Case] = {}
+    twice: list[str] = []
     for made_of, case in zip(source.cases, cases, strict=True):
         key = f"{case.sha256[case.source]} {made_of.slice_index}"
         if (other := seen.setdefault(key, case)).patient != case.patient:
-            raise DistsegError(
-                f"patients: got one image under two, {other.patient!r} ({other.source}) and {case.patient!r} ({case.source}), equal byte by "
-                "byte; folds would part them; remove one"
-            )
+            twice.append(f"{other.patient!r} ({other.source}) and {case.patient!r} ({case.source})")
+    if not twice:
+        return []
+    what = f"one image under two, {twice[0]}, equal byte by byte ({len(twice)} so)"
+    if source.told_by not in (BY_NAME, BY_FILE):
+        raise DistsegError(f"patients: got {what}; folds would part them; remove one")
+    return [f"patients: {what}; folds may part them; remove one, or tell patients apart with --patients 'REGEX'"]
 
 
 def _notes_on_masks(source: Source, readers: Readers) -> Iterator[str]:

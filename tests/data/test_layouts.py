@@ -157,7 +157,7 @@ def test_an_empty_cell_is_nothing_there_and_a_row_of_them_is_not_annotated(paire
     ("patients", "message"),
     [
         ("([", "not a regular expression"),
-        ("^nobody", "finds no patient in case phantom_001 .6 so."),
+        ("^nobody", "finds no patient in the name or path of case phantom_001 .6 so."),
         ("^phantom", "got 2 folds and 0 test patients for 1 patients.*--patients 'REGEX'"),
     ],
 )
@@ -185,6 +185,30 @@ def test_patients_are_told_apart_as_is_said_and_two_spellings_or_one_image_are_r
         (paired / "cases.csv").write_text("\n".join(rows).replace(old, new, 1) + "\n")
         with pytest.raises(DistsegError, match=message):
             prepare(paired, tmp_path / "other", layout="csv")
+
+
+def test_one_image_under_two_names_is_noted_where_nobody_named_patients(paired: Path, tmp_path: Path) -> None:
+    for folder in ("images", "lung", "infection"):
+        if (paired / folder).is_dir():
+            shutil.copy(paired / folder / "phantom_001.nii.gz", paired / folder / "again.nii.gz")
+    _, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), workers=1)
+    assert any("one image under two, 'again' (images/again.nii.gz) and 'phantom_001'" in note for note in notes)
+
+
+def test_patients_are_found_in_the_path_where_the_name_has_none(paired: Path, tmp_path: Path) -> None:
+    rows = ["image,lung,patient,id"]
+    rows += [f"images/{case}.nii.gz,lung/{case}.nii.gz,x{i},scan{'abcdef'[i]}" for i, case in enumerate(CASES)]
+    (paired / "cases.csv").write_text("\n".join(rows) + "\n")
+    found = find_source(paired, "csv", patients=r"phantom_(\d+)")
+    assert {case.patient for case in found.cases} == {case.removeprefix("phantom_") for case in CASES}
+
+
+def test_a_patient_of_a_csv_is_one_in_either_form_of_unicode(paired: Path) -> None:
+    forms = [unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD")]
+    rows = ["image,lung,patient"]
+    rows += [f"images/{case}.nii.gz,lung/{case}.nii.gz,{forms[i % 2]}" for i, case in enumerate(CASES)]
+    (paired / "cases.csv").write_text("\n".join(rows) + "\n")
+    assert {case.patient for case in find_source(paired, "csv").cases} == {forms[0]}
 
 
 def test_what_lies_beside_the_slices_that_a_csv_names_is_told(store: Path, tmp_path: Path) -> None:
