@@ -3,6 +3,7 @@
 Python says which slice and with which numbers (plan.py, augment.py); DALI moves every byte. Nothing here is random.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -284,4 +285,4 @@ def _three_rows(matrix: np.ndarray) -> np.ndarray:
 
 
 def _as_bytes(path: Any) -> np.ndarray:
-    return np.frombuffer(str(path).encode(), np.uint8)
+    return np.frombuffer(os.fsencode(path), np.uint8)

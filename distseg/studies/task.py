@@ -130,7 +130,7 @@ class Children:
             return -self.signum
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
-            file.write(f"== {datetime.now().isoformat(' ', 'seconds')} {shlex.join(words)}\n".encode())
+            file.write(os.fsencode(f"== {datetime.now().isoformat(' ', 'seconds')} {shlex.join(words)}\n"))
             file.flush()
             pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
             # A session of its own: the terminal's Ctrl-C reaches the ranks once, by way of us.

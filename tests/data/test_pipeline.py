@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -253,3 +254,10 @@ def test_the_gpu_gives_the_pixels_of_the_cpu_also_when_its_work_lags_behind(data
         far = (mine.image_BCHW.cpu() - expected.image_BCHW).abs() > 5e-3
         assert far.float().mean() < 1e-3  # borders of a rectangle, of a rounded place
         assert (mine.label_BHW.cpu() != expected.label_BHW).float().mean() < 1e-3
+
+
+def test_a_store_in_a_folder_of_any_bytes_is_read(store: Path, tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"M\xfcller")
+    opened = open_store(Path(shutil.copytree(store, root)))
+    slices = opened.slices_of(opened.cases_of("train", 0))
+    assert len(next(iter(build_val_loader(DATA, slices, Plan(len(slices), 4), CPU))).image_BCHW) == 4
