@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import uuid
@@ -23,6 +24,7 @@ from typing import Any, TextIO
 
 from distseg.errors import DistsegError
 
+MOST_BYTES = 220  # of a name that still takes a prefix: file systems have 255
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -72,13 +74,28 @@ def beside(path: Path, name: str) -> Path:
         path: the folder, which need not be there yet.
         name: hidden; a sibling has the folder's name behind it.
     """
-    is_fixed = path.is_dir() and (os.path.ismount(path) or not os.access(path.parent, os.W_OK | os.X_OK))
+    is_fixed = path.is_dir() and (_is_mount(path) or not os.access(path.parent, os.W_OK | os.X_OK))
     return path / name if is_fixed else path.with_name(f"{name}-{_short(path.name)}")
 
 
+def _is_mount(path: Path) -> bool:
+    return os.path.ismount(path) or _mount_id(path) != _mount_id(path.parent)
+
+
+def _mount_id(folder: Path) -> str:
+    """Of the mount that a folder is in: os.path.ismount does not see a bind mount from the same file system."""
+    descriptor = os.open(folder, os.O_PATH)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    finally:
+        os.close(descriptor)
+    return next((line for line in lines if line.startswith("mnt_id:")), "")
+
+
 def _short(name: str) -> str:
-    """Of a name that a prefix would make too long, the end."""
-    return name[-40:]
+    """Of a name that a prefix would make too long, the digest and the end: other names have another."""
+    content = os.fsencode(name)
+    return name if len(content) <= MOST_BYTES else f"{hashlib.sha256(content).hexdigest()[:16]}-{name[-40:]}"
 
 
 @contextlib.contextmanager
@@ -104,8 +121,8 @@ def locked(lock: Path, subject: str, holder: str = "", *, waits: bool = False) -
         try:
             yield
         finally:
-            # Removed while still held: whoever opens the name next makes a new file.
-            os.unlink(lock)
+            # Removed while still held: whoever opens the name next makes a new file. Without locks, others may have removed it.
+            lock.unlink(missing_ok=True)
 
 
 def _held(lock: Path, subject: str, waits: bool) -> TextIO:
@@ -139,11 +156,28 @@ def _note_missing_locks(folder: Path, reason: str) -> None:
 
 def is_free(path: Path) -> bool:
     """Whether nothing is there, or a folder that is empty but for what killed writers, or a new file system, left in it."""
-    return not path.exists() or (path.is_dir() and all(map(_is_no_content, path.iterdir())))
+    return not path.exists() or (path.is_dir() and all(map(is_no_content, path.iterdir())))
 
 
-def _is_no_content(path: Path) -> bool:
-    return path.name == "lost+found" or path.name.startswith((".partial-", ".preparing", ".lock", ".old-"))
+def is_no_content(path: Path) -> bool:
+    """Whether a member of a folder is what killed writers, or a new file system, left there."""
+    if path.name == "lost+found":
+        return _is_mount(path.parent)
+    return (
+        re.fullmatch(r"\.partial-[0-9a-f]{8}|\.preparing|\.lock", path.name) is not None
+    )  # as `beside` puts them inside
+
+
+def check_writable(out: Path) -> None:
+    """Before anything is computed; what comes up later is an OSError.
+
+    Raises:
+        DistsegError: nothing can be written to `out`, a file or folder that need not be there yet.
+    """
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    folder = existing.parent if existing == out and out.is_file() else existing
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise DistsegError(f"output: got {out}; {folder} must be a folder that can be written; choose another")
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -164,7 +198,7 @@ def replace_folder(new: Path, path: Path) -> None:
     if new.parent == path:
         _move_in(new, path)
         return
-    old = path.with_name(f".old-{uuid.uuid4().hex[:8]}-{path.name}")
+    old = path.with_name(f".old-{uuid.uuid4().hex[:8]}-{_short(path.name)}")
     if path.exists():
         os.rename(path, old)
     try:
@@ -181,7 +215,7 @@ def _move_in(new: Path, path: Path) -> None:
     """Puts the members of a folder inside `path` into it, and removes those that it has no longer."""
     members = sorted(new.iterdir(), key=lambda member: (member.suffix == ".json", member.name))
     kept = {member.name for member in members}
-    outdated = [member for member in path.iterdir() if not _is_no_content(member) and member.name not in kept]
+    outdated = [member for member in path.iterdir() if not is_no_content(member) and member.name not in kept]
     for member in sorted(path.glob("*.json")):  # from here on it is not whole
         member.unlink()
     for member in members:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distseg.config import Config
 from distseg.errors import DistsegError
-from distseg.files import is_free
+from distseg.files import check_writable, is_free, is_no_content
 from distseg.packages import require
 from distseg.runs.folder import RunFolder, check_members, open_run
 from distseg.scoring.postprocessing import RegionRule, read_rules
@@ -90,6 +90,13 @@ def _check(options: ExportOptions, config: Config, out: Path) -> None:
     format = FORMATS[options.format]
     if out.resolve() == Path.cwd():
         raise DistsegError(f"output: got {out}, the folder you are in, which is replaced as a whole; give another")
+    check_writable(out)
+    try:
+        str(out.resolve()).encode()
+    except UnicodeEncodeError:
+        raise DistsegError(
+            f"output: got {out}, whose name is not UTF-8; torch writes to no such path; choose another"
+        ) from None
     if not is_free(out) and not _is_export(out):
         raise DistsegError(
             f"output: got {out}, which holds something else; give a new folder, or an earlier export and nothing more"
@@ -116,4 +123,8 @@ def _is_export(folder: Path) -> bool:
         described = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(described, dict) and "distseg" in described and {path.name for path in folder.iterdir()} <= known
+    return (
+        isinstance(described, dict)
+        and "distseg" in described
+        and {path.name for path in folder.iterdir() if not is_no_content(path)} <= known
+    )

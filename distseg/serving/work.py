@@ -1,6 +1,5 @@
 """What `distseg predict` has to do: which volumes an input holds, and where the mask of each goes."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from distseg.data.file_kinds import (
     what_it_is,
 )  # fmt: skip
 from distseg.errors import DistsegError
+from distseg.files import check_writable
 
 MASK_FORMATS = {"nifti": SUFFIXES, "dicom-seg": (".dcm",)}
 
@@ -64,7 +64,7 @@ def find_work(source: Path, out: Path, file_format: str) -> Work:
             f"--format: got dicom-seg for {next(iter(volumes))}; it references DICOM images, and NIfTI is none; use nifti"
         )
     _check_apart(source, out)
-    _check_writable(out)
+    check_writable(out)
     notes = (left_out_in_words(left_out, source),) if left_out else ()
     if is_folder:
         return Work(_tasks_in(volumes, out, file_format), out, notes)
@@ -138,11 +138,3 @@ def _stem(volume: Path) -> str:
 def _check_apart(source: Path, out: Path) -> None:
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise DistsegError(f"output: got {out} inside {source}; masks would be taken for volumes; choose another")
-
-
-def _check_writable(out: Path) -> None:
-    """Before anything is computed; what comes up later is an OSError."""
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    folder = existing.parent if existing == out and out.is_file() else existing
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise DistsegError(f"output: got {out}; {folder} must be a folder that can be written; choose another")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from distseg.serving import exporting, verification
 from distseg.serving.exporting import ExportOptions, export_run
 from distseg.serving.formats import FORMATS
 from distseg.serving.model import open_model
+from distseg.serving.to_export import _is_export, run_to_export
 from distseg.serving.verification import COMPILED, Accepted, dice_of_samples, read_samples
 from distseg.serving.writers import WRITERS, in_precision
 
@@ -180,6 +182,27 @@ def test_a_folder_of_somebody_else_is_not_replaced(small_run: Path, model: Path,
         with pytest.raises(DistsegError, match="which holds something else; give a new folder"):
             export_run(small_run, tmp_path / name, FLOAT32)
         assert (tmp_path / name / "thesis.txt").read_text() == "mine"
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_computed(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distseg.serving.to_export.is_free", lambda _: pytest.fail("went on"))
+    with pytest.raises(DistsegError, match="whose name is not UTF-8; torch writes to no such path"):
+        run_to_export(small_run, tmp_path / os.fsdecode(b"mod\xe8le"), FLOAT32)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(DistsegError, match="must be a folder that can be written"):
+        run_to_export(small_run, tmp_path / "model", FLOAT32)
+
+
+def test_an_earlier_export_in_a_file_system_of_its_own_is_replaced(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Path(shutil.copytree(model, tmp_path / "disk"))
+    (disk / "lost+found").mkdir()
+    assert not _is_export(disk)
+    monkeypatch.setattr("os.path.ismount", lambda place: Path(place) == disk)
+    assert _is_export(disk)
 
 
 def test_an_earlier_export_is_replaced_also_by_way_of_a_link(
