@@ -24,7 +24,8 @@ NOWHERE = (
     "its header does not say where it lies (qform and sform codes are 0), and programs disagree on left and right then; taken as "
     "nibabel does: x grows to the left"
 )
-HEADER_BYTES, NIFTI_2_HEADER_BYTES = 348, 540
+KINDS = (nib.Nifti1Image, nib.Nifti2Image)  # a file says which by the length of its header
+CODES = range(6)  # of qform and sform
 DEFLATE_RATIO = 1032  # no gzip file unpacks to more than this many times its size
 
 
@@ -96,7 +97,7 @@ def _open(path: Path) -> nib.Nifti1Image:
     check_voxel_count(path, shape)
     if unit := NOT_MM.get(int(image.header["xyzt_units"]) & 7):  # millilitres would be wrong a billion times
         raise DistsegError(f"volume {path}: got voxel sizes in {unit}; CT's are in mm; mend the header (xyzt_units)")
-    if 0 <= image.dataobj.offset < HEADER_BYTES:
+    if 0 <= image.dataobj.offset < nib.Nifti1Header.sizeof_hdr:
         raise DistsegError(
             f"volume {path}: truncated or damaged (its voxels would begin inside the header, vox_offset "
             f"{image.dataobj.offset}); copy or download it again"
@@ -115,10 +116,28 @@ def _open(path: Path) -> nib.Nifti1Image:
 def _load(path: Path) -> nib.Nifti1Image:
     """By its own name: nib.load would look for a.nii when asked for a.Nii."""
     with ImageOpener(str(path)) as file:
-        length = file.read(4)
-    of_version_2 = NIFTI_2_HEADER_BYTES in (int.from_bytes(length, "little"), int.from_bytes(length, "big"))
-    kind = nib.Nifti2Image if of_version_2 else nib.Nifti1Image
-    return kind.from_file_map({"image": FileHolder(str(path))})
+        start = file.read(nib.Nifti2Header.sizeof_hdr)
+    lengths = (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))
+    for kind in KINDS:
+        if kind.header_class.sizeof_hdr in lengths:
+            _check_stored(kind.header_class(start[: kind.header_class.sizeof_hdr], check=False), path)
+            return kind.from_file_map({"image": FileHolder(str(path))})
+    raise DistsegError(f"volume {path}: damaged or not readable (no header of NIfTI); copy or download it again")
+
+
+def _check_stored(header: nib.Nifti1Header, path: Path) -> None:
+    """Refuses what nibabel would mend without a word, and other programs in other ways."""
+    if header["magic"] == header.pair_magic:
+        raise DistsegError(f"volume {path}: got a header without voxels; both must be one file; convert it")
+    for name in ("qform_code", "sform_code"):
+        if int(header[name]) not in CODES:
+            raise DistsegError(f"volume {path}: got {name} {header[name]}; it must be 0 to 5; mend the header")
+    sign, sizes = header["pixdim"][0], header["pixdim"][1:4]
+    if not np.isfinite(sizes).all() or 0 in sizes or sign < 0 and sign != -1:
+        raise DistsegError(
+            f"volume {path}: got pixdim {header['pixdim'][:4].tolist()}; its first number must be 1 or -1, the sizes of voxels finite "
+            "and not 0; mend the header"
+        )
 
 
 def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <string>
 
 #include "error.h"
@@ -27,6 +28,8 @@ constexpr std::array<char, 4> kNoExtensions{};  // between header and voxels
 constexpr std::array<unsigned char, 2> kGzipMagic = {0x1f, 0x8b};
 constexpr int kBothByteOrders = 3;           // the sum of niftilib's own two constants
 constexpr std::array kVoxelMm = {1e-6, 1e6};
+constexpr int kLeastExtension = 16, kExtensionHeader = 8;  // bytes
+constexpr int kLastCode = 5;                 // of qform and sform
 
 std::string lower_case(std::string text) {
   std::ranges::transform(text, text.begin(), [](unsigned char letter) { return std::tolower(letter); });
@@ -66,20 +69,28 @@ double determinant(const nifti_dmat44& a) {
          a.m[0][2] * (a.m[1][0] * a.m[2][1] - a.m[1][1] * a.m[2][0]);
 }
 
-/// Whether all that places the voxels is finite; niftilib would go on with 0.
+/// Whether the transform in use is one; niftilib would take 0 for what is not finite, and a unit quaternion for a longer one.
 template <typename Header>
 bool is_placed(const Header& h) {
-  double zero = 0 * (h.quatern_b + h.quatern_c + h.quatern_d + h.qoffset_x + h.qoffset_y + h.qoffset_z);
-  for (int i = 0; i < 4; ++i) zero += 0 * (h.pixdim[i] + h.srow_x[i] + h.srow_y[i] + h.srow_z[i]);
+  double zero = 0;
+  if (h.sform_code > 0) {
+    for (int i = 0; i < 4; ++i) zero += 0 * (h.srow_x[i] + h.srow_y[i] + h.srow_z[i]);
+  } else if (h.qform_code > 0) {
+    zero += 0 * (h.qoffset_x + h.qoffset_y + h.qoffset_z);
+    const long double b = h.quatern_b, c = h.quatern_c, d = h.quatern_d;
+    const bool is_unit = b * b + c * c + d * d - 1 < 3 * std::numeric_limits<decltype(h.quatern_b)>::epsilon();
+    return zero == 0 && is_unit;
+  }
   return zero == 0;
 }
 
-/// Refuses what niftilib would mend without a word: where the voxels begin, their unit of length, what they are scaled with.
+/// Refuses what niftilib would mend without a word, and nibabel in another way.
 template <typename Header>
 void check_stored(const Header& h, const fs::path& path) {
-  const double least_offset = sizeof(Header) + kNoExtensions.size();
-  if (h.magic[1] == '+' && !(static_cast<double>(h.vox_offset) >= least_offset)) {  // NaN is not above it either
-    throw damaged(path, "its voxels would begin inside the header, vox_offset " + std::to_string(h.vox_offset));
+  if (h.magic[1] != '+') throw bad_volume(path, "got a header without voxels; both must be one file; convert it");
+  const double offset = static_cast<double>(h.vox_offset), least_offset = sizeof(Header) + kNoExtensions.size();
+  if (!(offset >= least_offset && offset <= kMaxVoxels)) {  // NaN is not above it either
+    throw damaged(path, "its voxels cannot begin at vox_offset " + std::to_string(h.vox_offset));
   }
   const int unit = h.xyzt_units & 7;
   if (unit == NIFTI_UNITS_METER || unit == NIFTI_UNITS_MICRON) {
@@ -89,6 +100,27 @@ void check_stored(const Header& h, const fs::path& path) {
   if (h.scl_slope != 0 && std::isfinite(h.scl_slope) && !std::isfinite(h.scl_inter)) {
     throw damaged(path, "its slope has no intercept");
   }
+  for (const int code : {h.qform_code, h.sform_code}) {
+    if (code < 0 || code > kLastCode) {
+      throw bad_volume(path, "got qform_code or sform_code " + std::to_string(code) + "; it must be 0 to 5; mend the header");
+    }
+  }
+  bool is_good = !(h.pixdim[0] < 0 && h.pixdim[0] != -1);
+  std::string got = std::to_string(h.pixdim[0]);
+  for (int axis = 1; axis <= 3; ++axis) {
+    is_good = is_good && std::isfinite(h.pixdim[axis]) && h.pixdim[axis] != 0;
+    got += " " + std::to_string(h.pixdim[axis]);
+  }
+  if (!is_good) {
+    throw bad_volume(path, "got pixdim " + got + "; its first number must be 1 or -1, the sizes of voxels finite and not 0; mend the header");
+  }
+}
+
+/// What nibabel mends in the headers that pass: a sign that is not set, sizes below 0.
+template <typename Header>
+void mend_sizes(Header& h) {
+  if (h.pixdim[0] != -1) h.pixdim[0] = 1;
+  for (int axis = 1; axis <= 3; ++axis) h.pixdim[axis] = std::fabs(h.pixdim[axis]);
 }
 
 at::ScalarType voxel_type(int datatype, const fs::path& path) {
@@ -117,7 +149,8 @@ NiftiHeader parse_header(Header stored, nifti_image* (*parse)(Header, const char
   if (swapped) swap_nifti_header(&stored, version);
   if (!looks_good(&stored)) throw damaged(path, "its header is not one of NIfTI");
   check_stored(stored, path);
-  if (!is_placed(stored)) throw bad_volume(path, "got an affine that is not finite; mend the header");
+  mend_sizes(stored);
+  if (!is_placed(stored)) throw bad_volume(path, "got an affine that is not finite, or a quaternion longer than 1; mend the header");
   voxel_type(stored.datatype, path);  // refuses what it does not know
   const std::shared_ptr<nifti_image> parsed(parse(stored, path.c_str()), nifti_image_free);
   if (!parsed) throw damaged(path, "its header is not one of NIfTI");
@@ -159,9 +192,6 @@ NiftiHeader read_header(const fs::path& path) {
 
 /// Refuses what a header claims before memory is asked for.
 void check_claims(const nifti_image& header, const fs::path& path) {
-  if (header.nifti_type != NIFTI_FTYPE_NIFTI1_1 && header.nifti_type != NIFTI_FTYPE_NIFTI2_1) {
-    throw bad_volume(path, "got a header without voxels; header and voxels must be one file; convert it");
-  }
   std::string shape = std::to_string(header.dim[1]);
   for (int axis = 2; axis <= std::min<int64_t>(header.ndim, 7); ++axis) shape += " x " + std::to_string(header.dim[axis]);
   shape += " voxels in " + std::to_string(header.ndim) + " dimensions";
@@ -193,17 +223,35 @@ void check_affine(const nifti_image& header, const fs::path& path) {
   }
 }
 
+/// Whether the extensions that the header announces lie between it and the voxels.
+bool has_whole_extensions(znzFile file, const NiftiHeader& header) {
+  int64_t place = std::visit([](const auto& stored) { return static_cast<int64_t>(sizeof(stored)); }, header.stored);
+  std::array<char, kNoExtensions.size()> announced{};
+  znzseek(file, place, SEEK_SET);
+  if (znzread(announced.data(), 1, announced.size(), file) != announced.size() || announced[0] == 0) return true;
+  place += static_cast<int64_t>(announced.size());
+  for (int32_t length = 0; header.parsed->iname_offset - place >= kLeastExtension; place += length) {
+    znzseek(file, place, SEEK_SET);
+    if (znzread(&length, 1, sizeof(length), file) != sizeof(length)) return false;
+    if (header.parsed->byteorder != nifti_short_order()) nifti_swap_4bytes(1, &length);
+    if (length < kExtensionHeader || length > header.parsed->iname_offset - place) return false;
+  }
+  return true;
+}
+
 /// Fills the tensor and reads on to the end of the file, where gzip compares its checksum.
-void read_voxels(const nifti_image& header, const fs::path& path, at::Tensor& stored_KJI) {
+void read_voxels(const NiftiHeader& header, const fs::path& path, at::Tensor& stored_KJI) {
   znzFile file = znzopen(path.c_str(), "rb", is_compressed(path));
   if (!file) throw damaged(path, "it cannot be opened");
-  znzseek(file, header.iname_offset, SEEK_SET);
+  const bool is_followed = has_whole_extensions(file, header);
+  znzseek(file, header.parsed->iname_offset, SEEK_SET);
   const size_t wanted = stored_KJI.nbytes();
   const size_t got = znzread(stored_KJI.data_ptr(), 1, wanted, file);
   std::array<char, 65536> rest;
   size_t more = got;
   while (more == wanted || more == rest.size()) more = znzread(rest.data(), 1, rest.size(), file);
   const bool whole = Xznzclose(&file) == 0 && more <= rest.size();
+  if (!is_followed) throw damaged(path, "an extension of its header is not whole");
   if (got != wanted || !whole) throw damaged(path, "its voxels are not all there");
 }
 
@@ -237,7 +285,8 @@ Header mask_header(const Header& like) {
   std::ranges::fill(header.dim, 1);
   std::copy_n(like.dim, 4, header.dim);
   header.dim[0] = 3;  // further axes are of length 1
-  std::ranges::copy(like.pixdim, header.pixdim);
+  std::ranges::fill(header.pixdim, 1);
+  std::copy_n(like.pixdim, 4, header.pixdim);
   std::ranges::copy(like.srow_x, header.srow_x);
   std::ranges::copy(like.srow_y, header.srow_y);
   std::ranges::copy(like.srow_z, header.srow_z);
@@ -280,7 +329,7 @@ NiftiVolume read_nifti(const fs::path& path) {
   check_claims(parsed, path);
   check_affine(parsed, path);
   at::Tensor stored_KJI = at::empty({parsed.nz, parsed.ny, parsed.nx}, voxel_type(parsed.datatype, path));
-  read_voxels(parsed, path, stored_KJI);
+  read_voxels(header, path, stored_KJI);
   if (parsed.byteorder != nifti_short_order() && parsed.swapsize > 1) {
     nifti_swap_Nbytes(stored_KJI.numel(), parsed.swapsize, stored_KJI.data_ptr());
   }

@@ -53,7 +53,7 @@ Volume hounsfield(const at::Tensor& values_ZYX, const NiftiHeader& header, const
     throw UserError(got.str() + ", declared hu; they look like grey; use --intensity grey or auto");
   }
   if (is_grey || intensity == Intensity::kGrey) {
-    const at::Tensor grey = values_ZYX.clamp(0, 255).to(at::kFloat);
+    const at::Tensor grey = values_ZYX.to(at::kFloat).clamp(0, 255);  // 255 is more than int8 holds
     const at::Tensor hu = grey.div(255).mul(kGreyHighHu - kGreyLowHu).add(kGreyLowHu);
     return {hu.round().to(at::kShort), "grey_-1250_250", header};
   }

@@ -153,6 +153,29 @@ def test_voxels_do_not_begin_inside_the_header(tmp_path: Path) -> None:
             read_nifti(tmp_path / "v.nii")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("sform_code", 9, "got sform_code 9; it must be 0 to 5"),
+        ("qform_code", -1, "got qform_code -1; it must be 0 to 5"),
+        ("pixdim", [-7, 1, 1, 2, 1, 1, 1, 1], "got pixdim"),
+        ("pixdim", [1, 0, 1, 2, 1, 1, 1, 1], "got pixdim"),
+        ("pixdim", [1, 1, np.nan, 2, 1, 1, 1, 1], "got pixdim"),
+        ("magic", b"ni1", "got a header without voxels"),
+        ("sizeof_hdr", 349, "no header of NIfTI"),
+    ],
+)
+def test_a_header_that_readers_would_mend_in_different_ways_is_refused(
+    field: str, value: object, said: str, tmp_path: Path
+) -> None:
+    content = write(tmp_path / "v.nii", np.zeros((3, 4, 5), np.int16), np.eye(4)).read_bytes()
+    header = nib.Nifti1Header(content[:348], check=False)
+    header[field] = value
+    (tmp_path / "v.nii").write_bytes(header.binaryblock + content[348:])
+    with pytest.raises(DistsegError, match=f"v.nii: .*{said}"):
+        read_nifti(tmp_path / "v.nii")
+
+
 def test_labels_are_whole_within_rounding_and_told_in_full_where_they_are_not() -> None:
     for values in ([0.9999999, 2.0000002], [1 + 1e-12, 1.9999], np.array([255, 510]) * np.float32(1 / 255)):
         assert whole_labels(Path("m.nii"), np.array(values)).tolist() == [1, 2]

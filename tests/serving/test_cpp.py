@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -196,6 +197,12 @@ def test_kinds_of_nifti_give_pythons_mask_and_header(
     assert set(np.unique(assert_same_as_python(program, one_slice, source, tmp_path))) == {0, 1, 2}
 
 
+def with_extension(plain: bytes, length: int) -> bytes:
+    """A NIfTI-1 file with 32 bytes more between header and voxels, an extension that claims a length."""
+    offset, announced = struct.pack("<f", 384), b"\1\0\0\0"
+    return plain[:108] + offset + plain[112:348] + announced + struct.pack("<ii", length, 6) + b"x" * 24 + plain[352:]
+
+
 def write_all_kinds(folder: Path, image: nib.Nifti1Image) -> dict[str, bool]:
     """Files of every kind that the table of rules in export/cpp/README.md names -> whether they are volumes."""
     hu, affine = np.asanyarray(image.dataobj), image.affine
@@ -224,6 +231,7 @@ def write_all_kinds(folder: Path, image: nib.Nifti1Image) -> dict[str, bool]:
     put("padded.nii", True, np.where(np.arange(hu.shape[0])[:, None, None] < 5, -3024, hu).astype(np.int16))
     put("grey_uint8.nii", True, (unit * 255).astype(np.uint8))
     put("grey_float.nii", True, (unit * 255).astype(np.float32))
+    put("grey_int8.nii", True, (unit * 127).astype(np.int8))
     put("spline.nii", False, (unit * 264 - 6).astype(np.float32))
     put("unit.nii", False, unit.astype(np.float32))
     put("minus1to1.nii", False, (2 * unit - 1).astype(np.float32))
@@ -258,6 +266,17 @@ def write_all_kinds(folder: Path, image: nib.Nifti1Image) -> dict[str, bool]:
         ("352", 352, True),
     ):
         patch(f"offset_{name}", good, 108, np.float32(offset))
+    patch("offset_inf", False, 108, np.float32(np.inf))
+    patch("magic_of_a_pair", False, 344, np.array(b"ni1", "S4"))
+    patch("header_length", False, 0, np.int32(349))
+    patch("sign_0", True, 76, np.float32(0))
+    patch("sign_-7", False, 76, np.float32(-7))
+    for name, size, good in (("minus", -0.8, True), ("0", 0, False), ("nan", np.nan, False)):
+        patch(f"size_{name}", good, 80, np.float32(size))
+    patch("qform_code_-1", False, 252, np.array([-1, 1], np.int16))
+    patch("sform_code_9", False, 252, np.array([1, 9], np.int16))
+    patch("unused_quaternion_nan", True, 252, np.array([0, 1] + 6 * [0x7FC0], np.int16))
+    patch("long_quaternion", False, 252, np.frombuffer(struct.pack("<2h3f", 1, 0, 0.9, 0.9, 0), np.uint8))
     patch("slope_nan", True, 112, np.float32(np.nan))
     patch("slope_0", True, 112, np.zeros(2, np.float32))
     patch("intercept_nan", False, 112, np.array([1, np.nan], np.float32))
@@ -268,7 +287,8 @@ def write_all_kinds(folder: Path, image: nib.Nifti1Image) -> dict[str, bool]:
     for name, content, good in (
         ("upper.NII.GZ", packed, True), ("mixed.Nii", plain, True), ("raw.nii.gz", plain, False), ("packed.nii", packed, False),
         ("cut.nii", plain[:-1], False), ("longer.nii", plain + b"more", True), ("cut.nii.gz", packed[:-9], False), ("empty.nii", b"", False),
-        ("text.nii.gz", b"<html>504</html>" * 40, False),
+        ("text.nii.gz", b"<html>504</html>" * 40, False), ("extension.nii", with_extension(plain, 32), True),
+        ("long_extension.nii", with_extension(plain, 999), False), ("negative_extension.nii", with_extension(plain, -16), False),
     ):  # fmt: skip
         (folder / name).write_bytes(content)
         verdicts[name] = good
@@ -288,7 +308,7 @@ def test_both_programs_take_and_refuse_the_same_files(
             wrong[name] = (good, done.returncode, done.stderr, python)
         elif good and content(ours) != content(pythons):
             wrong[name] = "other bytes"
-    assert len(verdicts) > 50 and wrong == {}
+    assert len(verdicts) == 71 and wrong == {}
 
 
 def test_a_declared_intensity_is_taken_alike(
