@@ -11,6 +11,7 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
+#include <sstream>
 #include <string>
 
 #include "error.h"
@@ -106,13 +107,14 @@ void check_stored(const Header& h, const fs::path& path) {
     }
   }
   bool is_good = !(h.pixdim[0] < 0 && h.pixdim[0] != -1);
-  std::string got = std::to_string(h.pixdim[0]);
+  std::ostringstream got;
+  got << h.pixdim[0];
   for (int axis = 1; axis <= 3; ++axis) {
     is_good = is_good && std::isfinite(h.pixdim[axis]) && h.pixdim[axis] != 0;
-    got += " " + std::to_string(h.pixdim[axis]);
+    got << ' ' << h.pixdim[axis];
   }
   if (!is_good) {
-    throw bad_volume(path, "got pixdim " + got + "; its first number must be 1 or -1, the sizes of voxels finite and not 0; mend the header");
+    throw bad_volume(path, "got pixdim " + got.str() + "; its first number must be 1 or -1, the sizes of voxels finite and not 0; mend the header");
   }
 }
 
