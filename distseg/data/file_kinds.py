@@ -4,7 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (".nii.gz", ".nii")  # of files that hold one whole volume
+PICTURES = (".png",)  # of files that hold one slice
 # Lie beside slices without being one. Any other file of a series' folder is taken for a slice, and fails where it is none.
 BESIDE_SLICES = (
     ".png",
@@ -29,17 +30,18 @@ MOST_NAMED = 20  # of what is left out; a folder may hold thousands
 DICOM_MAGIC, DICOM_MAGIC_AT = b"DICM", 128  # DICOM PS3.10: after a preamble of this many bytes
 
 
-def is_nifti(path: Path) -> bool:
-    return path.is_file() and has_nifti_suffix(path) and not path.name.startswith(".")
+def is_volume(path: Path) -> bool:
+    """A file that holds one whole volume or mask, by its suffix."""
+    return path.is_file() and has_volume_suffix(path) and not path.name.startswith(".")
 
 
-def has_nifti_suffix(path: Path) -> bool:
-    """.nii or .nii.gz, in any case: some converters write .NII.GZ."""
+def has_volume_suffix(path: Path) -> bool:
+    """One of `SUFFIXES`, in any case: some converters write .NII.GZ."""
     return path.name.lower().endswith(SUFFIXES)
 
 
-def nifti_stem(path: Path) -> str:
-    """File name without .nii or .nii.gz, in any case."""
+def volume_stem(path: Path) -> str:
+    """File name without its suffix, one of `SUFFIXES`, in any case."""
     suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
     return path.name[: len(path.name) - len(suffix)]
 
@@ -53,8 +55,9 @@ def is_dicom(path: Path) -> bool:
         return file.read(len(DICOM_MAGIC)) == DICOM_MAGIC
 
 
-def is_png(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() == ".png" and not path.name.startswith(".")
+def is_picture(path: Path) -> bool:
+    """A file that holds one slice, by its suffix."""
+    return path.is_file() and path.suffix.lower() in PICTURES and not path.name.startswith(".")
 
 
 def series_files(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -75,7 +78,7 @@ def _lies_beside(path: Path) -> bool:
     return (
         path.name.upper() == "DICOMDIR"
         or path.suffix.lower() in (*BESIDE_SLICES, *NOT_SUPPORTED)
-        or has_nifti_suffix(path)
+        or has_volume_suffix(path)
     )
 
 

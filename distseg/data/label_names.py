@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distseg.config import IGNORED_LABEL
-from distseg.data.file_kinds import is_nifti, is_png
+from distseg.data.file_kinds import is_picture, is_volume
 from distseg.errors import DistsegError
 
 # Names that distseg knows, in the order in which they lie over each other: higher numbers overwrite lower ones.
@@ -72,7 +72,7 @@ def names_of_segments(files: Sequence[Path]) -> list[str]:
 
     names: dict[str, None] = {}
     for path in files:
-        if is_nifti(path) or is_png(path):
+        if is_volume(path) or is_picture(path):
             return []
         with parsing("mask", path):
             header = pydicom.dcmread(path, stop_before_pixels=True)
@@ -82,13 +82,12 @@ def names_of_segments(files: Sequence[Path]) -> list[str]:
 
 def refuse_unnamed(files: Sequence[Path], src: Path) -> DistsegError:
     """The error about label maps that nothing names: the values found, and the line to type."""
-    from distseg.data.nifti import read_nifti
-    from distseg.data.png import read_png_slices
     from distseg.data.volume import whole_labels
+    from distseg.data.volume_files import read_volume
 
     values: set[int] = set()
     for path in files[:LOOKED_AT]:
-        volume = read_png_slices([path]) if is_png(path) else read_nifti(path)
+        volume = read_volume([path])
         values |= {int(value) for value in np.unique(whole_labels(path, volume.values_ZYX))}
     some = " in the first files" if len(files) > LOOKED_AT else ""
     example = ",".join(f"NAME_{value}={value}" for value in sorted(values - {0}) or [1])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import read_patient_id
-from distseg.data.file_kinds import is_dicom, is_nifti, is_png, left_out_in_words, nifti_stem, series_files
+from distseg.data.file_kinds import is_dicom, is_picture, is_volume, left_out_in_words, series_files, volume_stem
 from distseg.data.label_names import (
     DATASET,
     KNOWN,
@@ -206,8 +206,8 @@ def _zenodo(src: Path, _: Mapping[str, int] | None) -> Source:
 def _niftis(folder: Path, left_out: list[Path]) -> dict[str, Path]:
     """The NIfTI files of a folder by case; `left_out` gets what is none."""
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    left_out += [path for path in entries if not is_nifti(path)]
-    named = _by_case((nifti_stem(path), (path,)) for path in entries if is_nifti(path))
+    left_out += [path for path in entries if not is_volume(path)]
+    named = _by_case((volume_stem(path), (path,)) for path in entries if is_volume(path))
     return {case_id: files[0] for case_id, files in named.items()}
 
 
@@ -343,9 +343,9 @@ def _cases_in(folder: Path, left_out: list[Path]) -> dict[str, tuple[Path, ...]]
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         if path.is_dir() and (files := _files_of_folder(path, left_out)):
             volumes.append((path.name, files))
-        elif is_nifti(path):
-            volumes.append((nifti_stem(path), (path,)))
-        elif is_png(path):
+        elif is_volume(path):
+            volumes.append((volume_stem(path), (path,)))
+        elif is_picture(path):
             slices.setdefault(re.sub(r"_\d+$", "", path.stem), []).append(path)
         elif is_dicom(path):
             volumes.append((path.name.removesuffix(".dcm"), (path,)))
@@ -357,7 +357,7 @@ def _cases_in(folder: Path, left_out: list[Path]) -> dict[str, tuple[Path, ...]]
 
 def _files_of_folder(folder: Path, left_out: list[Path]) -> tuple[Path, ...]:
     """PNG slices in the order of their numbers, or a DICOM series; `left_out` gets what lies beside either."""
-    pngs = tuple(sorted((path for path in folder.iterdir() if is_png(path)), key=_number))
+    pngs = tuple(sorted((path for path in folder.iterdir() if is_picture(path)), key=_number))
     files, beside = series_files(folder)
     if files or not pngs:
         left_out += beside if files else ()
@@ -369,12 +369,12 @@ def _files_of_folder(folder: Path, left_out: list[Path]) -> tuple[Path, ...]:
 def _number(path: Path) -> tuple[int, str]:
     """PNG slices sort by their last number (slice_9 before slice_10), other files by name."""
     digits = re.findall(r"\d+", path.stem)
-    return (int(digits[-1]) if digits and is_png(path) else 0, path.name)
+    return (int(digits[-1]) if digits and is_picture(path) else 0, path.name)
 
 
 def _in_order_of(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Path, ...]:
     """PNG masks in the order of the image files, by stem; a mask in one file is as it is."""
-    if not is_png(masks[0]):
+    if not is_picture(masks[0]):
         return tuple(masks)
     by_stem = {unicodedata.normalize("NFC", path.stem): path for path in masks}
     stems = {unicodedata.normalize("NFC", path.stem): path for path in images}
@@ -402,10 +402,10 @@ def _mask_source(name: str, labels: Mapping[str, int], files: Iterable[Path]) ->
 
 def _patient(case_id: str, files: Sequence[Path]) -> tuple[str, str]:
     """A case's patient, and what says so."""
-    dicom = not is_nifti(files[0]) and not is_png(files[0])
+    dicom = not is_volume(files[0]) and not is_picture(files[0])
     if dicom and (patient := read_patient_id(files[0])):
         return patient, "DICOM PatientID"
-    if len(files) == 1 and is_png(files[0]) and (match := re.fullmatch(r"(.+?)[-_. ]\d+", case_id)):
+    if len(files) == 1 and is_picture(files[0]) and (match := re.fullmatch(r"(.+?)[-_. ]\d+", case_id)):
         return match[1], BY_FILE  # p1-0001: slices of one patient stay together
     return patient_of(case_id), BY_NAME
 
@@ -452,7 +452,7 @@ def _csv(src: Path, declared: Mapping[str, int] | None) -> Source:
             if _is_marked(row[name])
         ]
         is_annotated = any(row[name] for name in mask_columns)
-        case_id = row.get("id") or nifti_stem(Path(row["image"])).removesuffix(".png")
+        case_id = row.get("id") or volume_stem(Path(row["image"])).removesuffix(".png")
         case_id = unicodedata.normalize("NFC", case_id)
         patient = unicodedata.normalize("NFC", row["patient"]) or case_id
         cases.append(CaseSource(case_id, patient, files, tuple(masks), is_annotated=is_annotated))

@@ -9,12 +9,11 @@ from typing import Literal
 import numpy as np
 
 from distseg.config import IGNORED_LABEL
-from distseg.data.dicom import axial_order, on_grid, read_dicom_series, read_segmentation
-from distseg.data.file_kinds import is_dicom, is_nifti, is_png
+from distseg.data.dicom import axial_order, on_grid, read_segmentation
+from distseg.data.file_kinds import is_dicom, is_picture, is_volume
 from distseg.data.layouts import CaseSource, MaskSource
-from distseg.data.nifti import read_nifti
-from distseg.data.png import read_png_slices
 from distseg.data.volume import GRID_TOLERANCE, Volume, whole_labels
+from distseg.data.volume_files import read_volume
 from distseg.errors import DistsegError
 
 Readers = Literal["union", "majority", "first"]
@@ -28,7 +27,7 @@ def read_image(source: CaseSource) -> Volume:
     """
     if source.slice_index is not None:
         return _one_slice(source.files[0], source.slice_index)
-    return _read_files(source.files)
+    return read_volume(source.files)
 
 
 def read_labels(source: CaseSource, volume: Volume, readers: Readers = "union") -> np.ndarray:
@@ -61,7 +60,7 @@ def read_labels(source: CaseSource, volume: Volume, readers: Readers = "union") 
 
 def _parts(mask: MaskSource) -> list[tuple[Path, ...]]:
     """The files of each reader, or each part, of a mask; PNG slices are one."""
-    return [mask.files] if is_png(mask.files[0]) else [(path,) for path in mask.files]
+    return [mask.files] if is_picture(mask.files[0]) else [(path,) for path in mask.files]
 
 
 def _combined(parts: Sequence[np.ndarray], readers: Readers) -> np.ndarray:
@@ -94,31 +93,23 @@ def _labels_of(mask: MaskSource, source: CaseSource, volume: Volume) -> np.ndarr
 def _read_mask(mask: MaskSource, source: CaseSource, volume: Volume) -> tuple[np.ndarray, dict[int, int]]:
     """Values on the volume's grid, and what they stand for."""
     path = mask.files[0]
-    if not is_nifti(path) and not is_png(path):
+    if not is_volume(path) and not is_picture(path):
         segmentation, names = read_segmentation(path)
         return on_grid(segmentation, volume), _label_of_segment(mask, names)
     if source.slice_index is not None:
         read = _one_slice(path, source.slice_index)
-    elif is_png(path) and is_dicom(source.files[0]):
+    elif is_picture(path) and is_dicom(source.files[0]):
         mask_of_stem = {file.stem: file for file in mask.files}
-        read = _read_files([mask_of_stem[file.stem] for file in axial_order(source.files)])
+        read = read_volume([mask_of_stem[file.stem] for file in axial_order(source.files)])
     else:
-        read = _read_files(mask.files)
+        read = read_volume(mask.files)
     _check_grid(path, read, volume)
     return read.values_ZYX, dict(mask.label_of_value)
 
 
-def _read_files(files: Sequence[Path]) -> Volume:
-    if is_nifti(files[0]):
-        return read_nifti(files[0])
-    if is_png(files[0]):
-        return read_png_slices(files)
-    return read_dicom_series(files)
-
-
 @functools.lru_cache(maxsize=2)  # an image and its mask: their slices are asked for one after the other
 def _read_stack(path: Path) -> Volume:
-    return read_nifti(path)
+    return read_volume([path])
 
 
 def _one_slice(path: Path, index: int) -> Volume:

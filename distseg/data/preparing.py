@@ -22,7 +22,7 @@ import pydantic
 from distseg.bars import counted
 from distseg.cluster import cluster_executor
 from distseg.config import IGNORED_LABEL
-from distseg.data.file_kinds import is_png
+from distseg.data.file_kinds import is_picture
 from distseg.data.layouts import BY_FILE, BY_NAME, CaseSource, Source, find_source, relative_name
 from distseg.data.masks import Readers, read_image, read_labels
 from distseg.data.splits import Folds, assign_folds, check_fold_count, given_folds, ma2021_folds
@@ -41,6 +41,7 @@ from distseg.errors import DistsegError
 from distseg.files import beside, folder_written_aside, is_free, locked, replace_folder, sha256_of, write_json
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+IMAGE_ENDING = ".image.npy"
 POSITIONS_PER_SLICE = 8  # of each label: enough for crops that differ, little to keep
 
 
@@ -116,7 +117,7 @@ def prepare_store(
             cases, notes = _prepare_cases(
                 source, Reading(source.root, building, source.labels, intensity, readers), executor
             )
-        notes += _notes_on_images(source, cases)
+        notes += _notes_on_images(source, building, cases)
         folds = _folds(source, cases, rule)
         write_store_json(building, source.layout, source.labels, cases, folds)
         _remove_unnamed(building, cases)
@@ -126,24 +127,36 @@ def prepare_store(
     return open_store(root), (*source.notes, *notes, *_notes_on_folds(source, rule))
 
 
-def _notes_on_images(source: Source, cases: Sequence[Case]) -> list[str]:
+def _notes_on_images(source: Source, root: Path, cases: Sequence[Case]) -> list[str]:
     """One image under two patients would train and validate at once: refused of patients that somebody named, else noted."""
     seen: dict[str, Case] = {}
     twice: list[str] = []
-    for made_of, case in zip(source.cases, cases, strict=True):
-        key = f"{case.sha256[case.source]} {made_of.slice_index}"
-        if (other := seen.setdefault(key, case)).patient != case.patient:
+    notes: list[str] = []
+    for case in cases:
+        other = seen.setdefault(_digest_of_image(root, case), case)
+        if other.patient != case.patient:
             twice.append(f"{other.patient!r} ({other.source}) and {case.patient!r} ({case.source})")
+        elif other is not case:
+            notes.append(f"patient {case.patient}: {other.source} and {case.source} are one image, which counts twice")
     if not twice:
-        return []
-    what = f"one image under two, {twice[0]}, equal byte by byte ({len(twice)} so)"
+        return notes
+    what = f"one image under two, {twice[0]}, equal voxel by voxel ({len(twice)} so)"
     if source.told_by not in (BY_NAME, BY_FILE):
         raise DistsegError(f"patients: got {what}; folds would part them; remove one")
-    return [f"patients: {what}; folds may part them; remove one, or tell patients apart with --patients 'REGEX'"]
+    return [
+        *notes,
+        f"patients: {what}; folds may part them; remove one, or tell patients apart with --patients 'REGEX'",
+    ]
+
+
+def _digest_of_image(root: Path, case: Case) -> str:
+    """Of a case's HU, whatever kind of file they came from."""
+    files = json.loads((root / case.folder / CASE_JSON).read_text())["files"]
+    return hashlib.sha256("".join(d for name, d in files.items() if name.endswith(IMAGE_ENDING)).encode()).hexdigest()
 
 
 def _notes_on_masks(source: Source, readers: Readers) -> Iterator[str]:
-    several = sum(any(len(mask.files) > 1 and not is_png(mask.files[0]) for mask in c.masks) for c in source.cases)
+    several = sum(any(len(mask.files) > 1 and not is_picture(mask.files[0]) for mask in c.masks) for c in source.cases)
     if several:
         yield f"{several} volumes have a mask of several files: taken is their {readers} (--readers union, majority or first)"
 
@@ -258,7 +271,7 @@ def _write_case(folder: Path, case: Case, hu_ZYX: np.ndarray, label_ZYX: np.ndar
     with folder_written_aside(folder) as aside:
         for z, (hu_YX, label_YX) in enumerate(zip(hu_ZYX, label_ZYX, strict=True)):
             # C order: DALI cannot read Fortran order on every device.
-            np.save(aside / f"{z:04d}.image.npy", np.ascontiguousarray(hu_YX))
+            np.save(aside / f"{z:04d}{IMAGE_ENDING}", np.ascontiguousarray(hu_YX))
             np.save(aside / f"{z:04d}.label.npy", np.ascontiguousarray(label_YX))
         np.save(aside / FOREGROUND, foreground_positions(label_ZYX))
         files = {path.name: sha256_of(path) for path in sorted(aside.glob("*.npy"))}

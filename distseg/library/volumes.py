@@ -12,9 +12,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from distseg.data.file_kinds import is_dicom, is_nifti, series_files, what_it_is
+from distseg.data.file_kinds import is_dicom, is_volume, series_files, what_it_is
 from distseg.data.nifti import NOT_MM, write_on_grid
 from distseg.data.volume import VOXEL_MM, Volume, as_stored, check_voxel_count, in_lps, parsing
+from distseg.data.volume_files import read_volume
 from distseg.errors import DistsegError
 
 if TYPE_CHECKING:
@@ -77,8 +78,6 @@ def _kind(volume: object) -> str:
 
 
 def _of_path(path: Path) -> Volume:
-    from distseg.serving.prediction import read_volume  # torch: not before there is a model
-
     files: tuple[Path, ...] = (path,)
     if path.is_dir():
         files, _ = series_files(path)
@@ -87,14 +86,14 @@ def _of_path(path: Path) -> Volume:
                 f"volume: got folder {path} without a DICOM file; it must hold one series; give a file, or run `distseg predict` "
                 "for a folder of volumes"
             )
-    elif not (is_nifti(path) or is_dicom(path)):
+    elif not (is_volume(path) or is_dicom(path)):
         rule = (
             (what_it_is(path) or "neither NIfTI nor DICOM; convert it")
             if path.exists()
             else "no such file or folder; check the path"
         )
         raise DistsegError(f"volume: got {path}; {rule}")
-    return read_volume(path, files)
+    return read_volume(files)
 
 
 def _of_array(values_ZYX: np.ndarray, spacing_mm: Sequence[float] | None) -> Volume:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from distseg.config import Config
-from distseg.data.nifti import read_nifti
 from distseg.data.store import Case, Slices, Store
 from distseg.data.volume import whole_labels
+from distseg.data.volume_files import read_volume
 from distseg.errors import DistsegError
 from distseg.models.label_map import LabelMap
 from distseg.regions import exclusive, regions_by_width, write_order
@@ -154,7 +154,7 @@ def read_masks(files: Mapping[str, Path], store: Store, slices: Slices) -> Itera
     for case, z in slices.by_case():
         path = files[case.id]
         hu_ZYX, truth_ZYX = store.read_case(case)
-        mask = read_nifti(path)
+        mask = read_volume([path])
         mask_ZYX = whole_labels(path, mask.values_ZYX)
         if mask_ZYX.shape != truth_ZYX.shape:
             raise DistsegError(

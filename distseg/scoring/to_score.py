@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distseg.config import Config
-from distseg.data.file_kinds import is_nifti, nifti_stem
+from distseg.data.file_kinds import is_volume, volume_stem
 from distseg.data.store import Case, Slices, Store, open_store, split_slices, with_labels
 from distseg.errors import DistsegError
 from distseg.runs.folder import RunFolder, check_members, open_run
@@ -117,7 +117,7 @@ def _check_unseen(members: Sequence[tuple[RunFolder, Config]], store: Store, cas
 
 def _mask_files(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
     found = {
-        unicodedata.normalize("NFC", nifti_stem(path)): path for path in sorted(folder.iterdir()) if is_nifti(path)
+        unicodedata.normalize("NFC", volume_stem(path)): path for path in sorted(folder.iterdir()) if is_volume(path)
     }
     if missing := [case.id for case in cases if case.id not in found]:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")

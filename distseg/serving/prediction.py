@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from distseg.bars import Bar, say
-from distseg.data.dicom import read_dicom_series
-from distseg.data.file_kinds import is_nifti
-from distseg.data.nifti import read_nifti, write_on_grid
+from distseg.data.nifti import write_on_grid
 from distseg.data.volume import Volume, hounsfield
+from distseg.data.volume_files import read_volume
 from distseg.errors import DistsegError
 from distseg.files import locked
 from distseg.regions import regions_by_width
@@ -215,23 +214,7 @@ def _read_ahead(tasks: Sequence[MaskTask], intensity: str) -> Iterator[tuple[Mas
 def _read(task: MaskTask, intensity: str) -> Read:
     if not task.files:
         raise DistsegError(f"input: got {task.source} without a DICOM file; each folder holds a series; move it away")
-    return in_hu(read_volume(task.source, task.files), intensity)
-
-
-def read_volume(source: Path, files: Sequence[Path]) -> Volume:
-    """A volume as it is stored: of one NIfTI file, or of the DICOM files of a series.
-
-    Args:
-        source: the NIfTI file, or what messages name.
-        files: of the series.
-
-    Raises:
-        DistsegError: it cannot be read.
-    """
-    try:
-        return read_nifti(source) if is_nifti(source) else read_dicom_series(files)
-    except OSError as error:
-        raise DistsegError(f"volume {source}: not readable ({error.strerror}); check the path") from None
+    return in_hu(read_volume(task.files), intensity)
 
 
 def in_hu(volume: Volume, intensity: str) -> Read:

@@ -7,10 +7,10 @@ from pathlib import Path
 from distseg.data.file_kinds import (
     SUFFIXES,
     is_dicom,
-    is_nifti,
+    is_volume,
     left_out_in_words,
-    nifti_stem,
     series_files,
+    volume_stem,
     what_it_is,
 )  # fmt: skip
 from distseg.errors import DistsegError
@@ -59,7 +59,7 @@ def find_work(source: Path, out: Path, file_format: str) -> Work:
         DistsegError: nothing to read, several kinds of input in one folder, or `out` does not fit.
     """
     volumes, is_folder, left_out = _volumes(source)
-    if file_format == "dicom-seg" and any(is_nifti(path) for path in volumes):
+    if file_format == "dicom-seg" and any(is_volume(path) for path in volumes):
         raise DistsegError(
             f"--format: got dicom-seg for {next(iter(volumes))}; it references DICOM images, and NIfTI is none; use nifti"
         )
@@ -82,7 +82,7 @@ def find_work(source: Path, out: Path, file_format: str) -> Work:
 
 def _volumes(source: Path) -> tuple[dict[Path, tuple[Path, ...]], bool, Sequence[Path]]:
     """Volume (file, or folder of a series) -> its files; whether they are of a folder that may hold many; and what is left out."""
-    if is_nifti(source) or is_dicom(source):
+    if is_volume(source) or is_dicom(source):
         return {source: (source,)}, False, ()
     if not source.is_dir():
         what = what_it_is(source) or "neither NIfTI nor DICOM; convert it"
@@ -90,7 +90,7 @@ def _volumes(source: Path) -> tuple[dict[Path, tuple[Path, ...]], bool, Sequence
             f"input: got {source}; {what if source.exists() else 'no such file or folder; check the path'}"
         )
     entries = sorted(path for path in source.iterdir() if not path.name.startswith("."))
-    niftis: dict[Path, tuple[Path, ...]] = {path: (path,) for path in entries if is_nifti(path)}
+    niftis: dict[Path, tuple[Path, ...]] = {path: (path,) for path in entries if is_volume(path)}
     slices, beside = series_files(source)
     folders = {path: series_files(path) for path in entries if path.is_dir()}
     series = (
@@ -123,7 +123,7 @@ def _tasks_in(volumes: dict[Path, tuple[Path, ...]], out: Path, file_format: str
 
 
 def _mask_name(volume: Path, file_format: str) -> str:
-    if is_nifti(volume):
+    if is_volume(volume):
         return _stem(volume) + volume.name[len(_stem(volume)) :].lower()  # libraries write .NII.GZ under other names
     return _stem(volume) + (".dcm" if file_format == "dicom-seg" else ".nii.gz")
 
@@ -131,7 +131,7 @@ def _mask_name(volume: Path, file_format: str) -> str:
 def _stem(volume: Path) -> str:
     if volume.is_dir():  # not what a link leads to: two may lead to folders of one name
         return volume.name if volume.name not in ("", "..") else volume.resolve().name
-    stem = nifti_stem(volume)
+    stem = volume_stem(volume)
     return stem[: -len(".dcm")] if stem.lower().endswith(".dcm") else stem
 
 

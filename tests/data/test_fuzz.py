@@ -83,13 +83,13 @@ def write_good(kind: str, folder: Path) -> Path:
 def reader_of(kind: str) -> Callable[[Path], Any]:
     from distseg.data.dicom import read_dicom_series, read_segmentation
     from distseg.data.nifti import read_nifti
-    from distseg.data.png import read_png_slices
+    from distseg.data.slice_pictures import read_pictures
     from distseg.data.store import read_slice
 
     return {
         "nii": read_nifti, "nii.gz": read_nifti, "dicom": lambda path: read_dicom_series([path]),
         "enhanced": lambda path: read_dicom_series([path]), "rle": lambda path: read_dicom_series([path]), "seg": lambda path: read_segmentation(path)[0],
-        "png": lambda path: read_png_slices([path]), "npy": read_slice,
+        "png": lambda path: read_pictures([path]), "npy": read_slice,
     }[kind]  # fmt: skip
 
 

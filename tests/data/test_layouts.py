@@ -179,9 +179,9 @@ def test_patients_are_told_apart_as_is_said_and_two_spellings_or_one_image_are_r
     ]
     for old, new, message in (
         (",p0", ",P0", "got 'P0' and 'p0', one patient in two spellings"),
-        ("images/phantom_002.nii.gz", "images/again.nii.gz", "got one image under two, 'p0' .* and 'p1'"),
+        ("images/phantom_002.nii.gz", "images/again.nii", "got one image under two, 'p0' .* and 'p1'"),
     ):
-        shutil.copy(paired / "images/phantom_001.nii.gz", paired / "images/again.nii.gz")
+        nib.save(nib.load(paired / "images/phantom_001.nii.gz"), paired / "images/again.nii")
         (paired / "cases.csv").write_text("\n".join(rows).replace(old, new, 1) + "\n")
         with pytest.raises(DistsegError, match=message):
             prepare(paired, tmp_path / "other", layout="csv")
@@ -193,6 +193,12 @@ def test_one_image_under_two_names_is_noted_where_nobody_named_patients(paired: 
             shutil.copy(paired / folder / "phantom_001.nii.gz", paired / folder / "again.nii.gz")
     _, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), workers=1)
     assert any("one image under two, 'again' (images/again.nii.gz) and 'phantom_001'" in note for note in notes)
+    (paired / "cases.csv").write_text(
+        "image,lung,patient\nimages/again.nii.gz,lung/again.nii.gz,p1\nimages/phantom_001.nii.gz,lung/phantom_001.nii.gz,p1\n"
+        "images/phantom_002.nii.gz,lung/phantom_002.nii.gz,p2\n"
+    )
+    _, notes = prepare_store(paired, tmp_path / "other", FoldRule(2), layout="csv", workers=1)
+    assert any("patient p1: images/again.nii.gz and images/phantom_001.nii.gz are one image" in note for note in notes)
 
 
 def test_patients_are_found_in_the_path_where_the_name_has_none(paired: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from distseg.data.file_kinds import is_nifti, nifti_stem
+from distseg.data.file_kinds import is_volume, volume_stem
 from distseg.data.nifti import read_nifti, write_on_grid
 from distseg.data.volume import Volume, hounsfield, whole_labels
 from distseg.errors import DistsegError
@@ -126,10 +126,15 @@ def test_a_last_axis_of_one_is_one_volume_and_suffixes_come_in_any_case(tmp_path
     values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
     for name, array in (("a.NII.GZ", values), ("b.Nii", values[..., None]), ("c.nii.gz", values[..., None, None])):
         volume = read_nifti(write(tmp_path / name.lower(), array, np.eye(4)).rename(tmp_path / name))
-        assert volume.values_ZYX.shape == (5, 4, 3) and is_nifti(tmp_path / name)
+        assert volume.values_ZYX.shape == (5, 4, 3) and is_volume(tmp_path / name)
         write_on_grid(tmp_path / "mask.nii.gz", volume.values_ZYX.astype(np.uint8), volume)
         assert nib.load(tmp_path / "mask.nii.gz").shape == (3, 4, 5)
-    assert [nifti_stem(Path(name)) for name in ("a.NII.GZ", "b.Nii", "c.d.nii.gz", "x.gz")] == ["a", "b", "c.d", "x.gz"]
+    assert [volume_stem(Path(name)) for name in ("a.NII.GZ", "b.Nii", "c.d.nii.gz", "x.gz")] == [
+        "a",
+        "b",
+        "c.d",
+        "x.gz",
+    ]
     with pytest.raises(DistsegError, match="must be three-dimensional"):
         read_nifti(write(tmp_path / "two.nii", np.stack([values, values], axis=-1), np.eye(4)))
 

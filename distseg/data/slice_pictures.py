@@ -12,7 +12,7 @@ from distseg.errors import DistsegError
 GREY_MODES = ("1", "L", "I;16", "I;16B", "I")
 
 
-def read_png_slices(files: Sequence[Path]) -> Volume:
+def read_pictures(files: Sequence[Path]) -> Volume:
     """Slices of one size, stacked in the order given.
 
     Returns:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distseg.data.png import read_png_slices
+from distseg.data.slice_pictures import read_pictures
 from distseg.errors import DistsegError
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 8)).astype(np.uint8)
@@ -26,12 +26,12 @@ def test_grey_of_any_depth_and_grey_stored_as_colour_are_read(tmp_path: Path) ->
         save(tmp_path / "rgb.png", GREY, "RGB"),
         save(tmp_path / "la.png", GREY, "LA"),
     ]
-    volume = read_png_slices(files)
+    volume = read_pictures(files)
     assert (volume.values_ZYX == GREY).all() and volume.values_ZYX.dtype == np.uint8
     assert volume.spacing_mm is None and volume.affine is None and volume.path == tmp_path
     deep = GREY.astype(np.uint16) * 200
-    assert np.array_equal(read_png_slices([save(tmp_path / "deep.png", deep)]).values_ZYX[0], deep)
-    bits = read_png_slices([save(tmp_path / "bits.png", GREY > 99)])
+    assert np.array_equal(read_pictures([save(tmp_path / "deep.png", deep)]).values_ZYX[0], deep)
+    bits = read_pictures([save(tmp_path / "bits.png", GREY > 99)])
     assert np.array_equal(bits.values_ZYX[0], GREY > 99) and bits.values_ZYX.dtype == np.uint8
 
 
@@ -63,4 +63,4 @@ def test_what_is_no_grey_slice_of_the_same_size_is_named(tmp_path: Path) -> None
         (tmp_path / "none.png", "none.png; no such file"),
     ):
         with pytest.raises(DistsegError, match=message):
-            read_png_slices([good, path])
+            read_pictures([good, path])
