@@ -225,7 +225,7 @@ def test_a_wrong_word_to_the_others_is_told_in_one_line(
             distseg.open_store(store).read_slices("all")
         ),
         "fold: got -1;": lambda: next(distseg.open_store(store).read_slices("val", -1)),
-        "layout: got 'nii'; it must be one of auto, zenodo": lambda: distseg.prepare(phantom, out, layout="nii"),
+        "layout: got 'nii'; it must be one of auto, nnunet": lambda: distseg.prepare(phantom, out, layout="nii"),
         "folds: got 1; at least 2 are needed": lambda: distseg.prepare(phantom, out, folds=1),
         "holdout: got 0.9; must be above 0": lambda: distseg.prepare(phantom, out, holdout=0.9),
         "workers: got 0; it must be at least 1": lambda: distseg.prepare(phantom, out, workers=0),

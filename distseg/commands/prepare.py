@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from distseg.data.masks import Readers
     from distseg.library.stores import Store
 
-LAYOUTS = ("auto", "zenodo", "medseg", "paired", "csv")
+LAYOUTS = (
+    "auto", "nnunet", "decathlon", "zenodo", "kaggle", "medseg9", "covid-19-20", "mosmed", "lits", "kits", "totalsegmentator",
+    "medseg", "paired", "csv", "dicom-seg",
+)  # fmt: skip
 INTENSITIES = ("auto", "hu", "grey")
 READERS = ("union", "majority", "first")
 OFFICIAL_FOLDS = "ma2021"
@@ -35,6 +38,8 @@ def prepare(
     store: str | os.PathLike[str],
     *,
     layout: str = "auto",
+    images: str | None = None,
+    masks: str | None = None,
     folds: int | str = 5,
     holdout: float | None = None,
     test_patients: int = 0,
@@ -52,13 +57,15 @@ def prepare(
     Args:
         src: folder (or CSV) in one of the layouts.
         store: folder to write; an existing store is brought up to date.
-        layout: of `src`: "zenodo", "medseg", "paired", "csv", or "auto": whichever it looks like.
+        layout: of `src`, see docs/layouts.md; "auto": whichever it looks like.
+        images, masks: in place of a layout, patterns of paths in `src`, such as "Train/{case}_ct.nii.gz"; `{label}` in that of masks
+            stands for the label's name, `*` for anything in a name, `**/` for folders.
         folds: validation folds of patients, at least 2; or "ma2021": the benchmark's own.
         holdout: in place of folds one, with this share of the patients (of those not in test), above 0 and at most 0.5.
         test_patients: patients that no fold sees.
         seed: of the folds, 0 or more.
-        labels: names and numbers (1 to 254) of your own, for paired and csv; None: as the data names them.
-        ignore: the value of label maps that means "not annotated", for paired and csv; it counts in no loss and no score.
+        labels: names and numbers (1 to 254) of your own, where the layout has none; None: as the data names them.
+        ignore: the value of label maps that means "not annotated"; it counts in no loss and no score.
         patients: regular expression on a case's name, whose first group (or whole match) is the patient; None: as the layout says.
         readers: what several mask files of a volume become: their "union", what a "majority" has, or the "first".
         intensity: of the volumes: "hu", "grey" or "auto" (by their values).
@@ -74,8 +81,8 @@ def prepare(
     Example:
         >>> import distseg
         >>> store = distseg.prepare("volumes", "new_store", folds=3, workers=1)
+        note: layout zenodo: 6 volumes with masks; labels: lung=1, infection=2 (as the set describes them); patients: 6, ...
         note: volumes that hold a label, of 6: lung 6, infection 4; in the others nothing is there
-        note: patients: 6, told apart by the case's name; each has 1 volume and 8 slices
         >>> len(store.cases), len(store.splits)
         (6, 3)
     """
@@ -88,7 +95,8 @@ def prepare(
         _check(folds, holdout, test_patients, seed, labels or {})
     except ValueError as error:
         raise DistsegError(f"{error}; correct it") from None
-    from distseg.data.preparing import FoldRule, prepare_store  # here, so that --help needs no scientific stack
+    from distseg.data.layouts.finding import Asked  # here, so that --help needs no scientific stack
+    from distseg.data.preparing import FoldRule, prepare_store
     from distseg.library.stores import open_store
 
     if holdout is not None:
@@ -101,10 +109,7 @@ def prepare(
         Path(src),
         Path(store),
         rule,
-        layout=layout,
-        labels={"background": 0} | dict(labels) if labels else None,
-        ignore=ignore,
-        patients=patients,
+        asked=Asked(layout, images, masks, {"background": 0} | dict(labels) if labels else None, ignore, patients),
         readers=readers,
         intensity=intensity,
         workers=workers or os.cpu_count() or 1,
@@ -150,7 +155,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "prepare",
         __doc__,
         "distseg prepare volumes store",
-        "distseg prepare my_data store --labels lung=1,infection=2 --folds 3",
+        "distseg prepare my_data store --images '{case}/ct.nii.gz' --masks '{case}/seg.nii.gz' --labels lung=1,infection=2",
         usage="%(prog)s SRC STORE [options] | %(prog)s --check STORE",
     )
     parser.add_argument("src", type=Path, nargs="?", metavar="SRC", help="folder (or CSV) in one of the layouts")
@@ -159,6 +164,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--check", type=Path, metavar="STORE", help="verify the sha256 of every file of a store")
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="of SRC (default auto)")
+    parser.add_argument(
+        "--images",
+        metavar="PATTERN",
+        help="in place of a layout: paths of volumes in SRC, e.g. 'Train/{case}_ct.nii.gz'; * is anything",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="PATTERN",
+        help="and of masks: 'Train/{case}_seg.nii.gz', or a file a label: '{case}/{label}.nii.gz'",
+    )
     folds = parser.add_mutually_exclusive_group()
     folds.add_argument(
         "--folds", type=_folds, default=5, help=f"validation folds of patients (default 5), or {OFFICIAL_FOLDS}: the benchmark's own"
@@ -171,14 +186,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--test-patients", type=int, default=0, help="patients that no fold sees (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default 0)")
-    parser.add_argument(
-        "--labels", type=_labels, metavar="NAME=N,...", help="label names and numbers of your own (paired, csv)"
-    )
+    parser.add_argument("--labels", type=_labels, metavar="NAME=N,...", help="label names and numbers of your own")
     parser.add_argument(
         "--ignore",
         type=int,
         metavar="VALUE",
-        help="of label maps: not annotated, counts in no loss and no score (paired, csv)",
+        help="of label maps: not annotated, counts in no loss and no score",
     )
     parser.add_argument(
         "--patients",

@@ -11,6 +11,7 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from distseg.config import AIR_HU
+from distseg.data.label_names import as_label
 from distseg.data.volume import GRID_TOLERANCE, Volume, check_voxel_count, in_lps, parsing
 from distseg.errors import DistsegError
 
@@ -133,7 +134,7 @@ def read_segmentation(path: Path) -> tuple[Volume, dict[int, str]]:
         check_voxel_count(path, grid.spatial_shape)
         label_ZYX = _segment_numbers(segmentation, numbers, grid.spatial_shape)
         affine = LPS_TO_RAS @ grid.affine[:, [2, 1, 0, 3]]  # highdicom counts slice, row, column
-    names = {n: "_".join(text.lower().replace("-", " ").split()) for n, text in descriptions.items()}
+    names = {n: as_label(text) for n, text in descriptions.items()}
     return in_lps(path, label_ZYX.T, affine), names
 
 

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,36 +34,78 @@ def numbered(names: Iterable[str]) -> dict[str, int]:
     return numbers | {name: next(free) for name in sorted(names - numbers.keys())}
 
 
-def names_in_dataset(src: Path) -> tuple[dict[str, int], int | None] | None:
-    """Labels that `dataset.json` names, and the value that it calls "ignore"; None where there is no such file.
+@dataclass(frozen=True)
+class Names:
+    """What the labels of a source are called."""
 
-    Both kinds are read: {"lung": 1} of nnU-Net v2, and {"1": "lung"} of v1 and the Decathlon.
+    labels: Mapping[str, int]
+    """background too"""
+    come_from: str
+    ignore: int | None = None
+    """the value that says "not annotated" """
+    regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """unions of labels, where the data names such"""
+
+
+def names_of_maps(src: Path, files: Sequence[Path], folders: Iterable[str] = (), options: str = "") -> Names:
+    """Of label maps (and of label folders beside them), as the data has them: its `dataset.json`, or segments.
 
     Raises:
-        DistsegError: not readable, a label that is a list of others, or two of one name or number.
+        DistsegError: nothing names the values.
     """
-    path = src / DATASET
+    if (named := names_in_dataset(src / DATASET)) is not None:
+        return named
+    if names := names_of_segments(files):
+        return Names(numbered([*names, *map(as_label, folders)]), "names of segments")
+    raise _unnamed(files, src, options)
+
+
+def names_in_dataset(path: Path) -> Names | None:
+    """Labels that a `dataset.json` names; None where there is no such file.
+
+    Read are {"lung": 1} of nnU-Net v2, {"lung": [1, 2], "infection": 2} of its region-based training, and {"1": "lung"} of v1 and
+    the Decathlon. A value of several regions is named after the narrowest.
+
+    Raises:
+        DistsegError: not readable, or two labels of one name or number.
+    """
     if not path.is_file():
         return None
     try:
         labels: Any = json.loads(path.read_text(encoding="utf-8-sig"))["labels"]
         pairs = [(str(v), int(k)) if str(k).isdecimal() else (str(k), v) for k, v in labels.items()]
+        values_of = {name: tuple(map(int, v)) if isinstance(v, list) else (int(v),) for name, v in pairs}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DistsegError(
             f'{path}: got no readable labels ({error!r}); it must hold labels such as {{"lung": 1}}; mend it'
         ) from None
-    if regions := [name for name, value in pairs if not isinstance(value, int)]:
-        raise DistsegError(
-            f"{path}: got label {regions[0]!r} of several values; regions are not read; name the values with --labels NAME=1,..."
+    found: dict[str, tuple[int, ...]] = {}
+    for name, values in values_of.items():
+        label = "background" if values == (0,) else as_label(name)
+        if not label or label in found or values in found.values() or not values:
+            got = values[0] if len(values) == 1 else list(values)
+            raise DistsegError(f"{path}: got {name!r}={got} twice or without a name; each label has its own; mend it")
+        found[label] = values
+    found.pop("background", None)
+    ignore = found.pop(IGNORE, (None,))[0]
+    name_of = _names_of_values(found)
+    labels = {"background": 0} | {name: value for value, name in sorted(name_of.items())}
+    are_regions = any(len(values) > 1 for values in found.values())
+    regions = {region: tuple(name_of[value] for value in values) for region, values in found.items()}
+    return Names(labels, f"from {path.name}", ignore, regions if are_regions else {})
+
+
+def _names_of_values(values_of: Mapping[str, tuple[int, ...]]) -> dict[int, str]:
+    """A name for each value: the narrowest region that it is in, with the value where that holds several such."""
+    narrowest = {
+        value: min(
+            (name for name, own in values_of.items() if value in own), key=lambda name: (len(values_of[name]), name)
         )
-    found: dict[str, int] = {}
-    for name, value in pairs:
-        label = "background" if value == 0 else as_label(name)
-        if not label or label in found or value in found.values():
-            raise DistsegError(f"{path}: got {name!r}={value} twice or without a name; each label has its own; mend it")
-        found[label] = value
-    ignore = found.pop(IGNORE, None)
-    return {"background": 0} | found, ignore
+        for values in values_of.values()
+        for value in values
+    }
+    alone = Counter(narrowest.values())
+    return {value: name if alone[name] == 1 else f"{name}_{value}" for value, name in narrowest.items()}
 
 
 def names_of_segments(files: Sequence[Path]) -> list[str]:
@@ -80,7 +124,7 @@ def names_of_segments(files: Sequence[Path]) -> list[str]:
     return list(names)
 
 
-def refuse_unnamed(files: Sequence[Path], src: Path) -> DistsegError:
+def _unnamed(files: Sequence[Path], src: Path, options: str) -> DistsegError:
     """The error about label maps that nothing names: the values found, and the line to type."""
     from distseg.data.volume import whole_labels
     from distseg.data.volume_files import read_volume
@@ -93,10 +137,5 @@ def refuse_unnamed(files: Sequence[Path], src: Path) -> DistsegError:
     example = ",".join(f"NAME_{value}={value}" for value in sorted(values - {0}) or [1])
     return DistsegError(
         f"labels: got label maps in {src} with values {sorted(values)}{some} and no names; a value's meaning is not guessed; say "
-        f"distseg prepare {src} STORE --labels {example}"
+        f"distseg prepare {src} STORE {options}--labels {example}"
     )
-
-
-def in_words(labels: Mapping[str, int], origin: str) -> str:
-    """`labels: lung=1, nodule=2 (names of folders)`."""
-    return f"labels: {', '.join(f'{name}={n}' for name, n in labels.items() if n)} ({origin})"

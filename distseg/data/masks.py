@@ -11,7 +11,7 @@ import numpy as np
 from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import axial_order, on_grid, read_segmentation
 from distseg.data.file_kinds import is_dicom, is_picture, is_volume
-from distseg.data.layouts import CaseSource, MaskSource
+from distseg.data.layouts.source import CaseSource, MaskSource
 from distseg.data.volume import GRID_TOLERANCE, Volume, whole_labels
 from distseg.data.volume_files import read_volume
 from distseg.errors import DistsegError
@@ -49,7 +49,7 @@ def read_labels(source: CaseSource, volume: Volume, readers: Readers = "union") 
         parts = [replace(mask, files=files) for files in _parts(mask)]
         own_ZYX = _combined([_labels_of(part, source, volume) for part in parts], readers)
         if overlapped := set(np.unique(label_ZYX[own_ZYX > 0]).tolist()) & mask.apart_from.keys():
-            other, own = mask.apart_from[min(overlapped)], mask.files[0].parent.name
+            other, own = mask.apart_from[min(overlapped)], mask.name
             raise DistsegError(
                 f"mask {mask.files[0]}: overlaps label {other}; which of {other} and {own} lies over the other is not guessed; number them, "
                 f"higher ones win, such as --labels {other}=1,{own}=2"

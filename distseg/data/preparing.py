@@ -23,7 +23,8 @@ from distseg.bars import counted
 from distseg.cluster import cluster_executor
 from distseg.config import IGNORED_LABEL
 from distseg.data.file_kinds import is_picture
-from distseg.data.layouts import BY_FILE, BY_NAME, CaseSource, Source, find_source, relative_name
+from distseg.data.layouts.finding import Asked, find_source, notes_on_source, source_in_words
+from distseg.data.layouts.source import BY_FILE, BY_NAME, CaseSource, Source, relative_name
 from distseg.data.masks import Readers, read_image, read_labels
 from distseg.data.splits import Folds, assign_folds, check_fold_count, given_folds, ma2021_folds
 from distseg.data.store import (
@@ -75,10 +76,7 @@ def prepare_store(
     root: Path,
     rule: FoldRule = FoldRule(),
     *,
-    layout: str = "auto",
-    labels: Mapping[str, int] | None = None,
-    ignore: int | None = None,
-    patients: str | None = None,
+    asked: Asked = Asked(),  # noqa: B008 (frozen)
     readers: Readers = "union",
     intensity: str = "auto",
     workers: int = 1,
@@ -91,7 +89,7 @@ def prepare_store(
     loses what that one does not name.
 
     Args:
-        src, layout, labels, ignore, patients: see `find_source`.
+        src, asked: see `find_source`.
         readers: see `read_labels`.
         root: folder of the store.
         rule: of the folds.
@@ -105,7 +103,7 @@ def prepare_store(
     Raises:
         DistsegError: bad input (the line names the file), or `root` holds something else.
     """
-    source = find_source(src.resolve(), layout, labels, ignore, patients)
+    source = find_source(src.resolve(), asked)
     _check_folds(source, rule)
     if not (root / "store.json").is_file() and not is_free(root):
         raise DistsegError(f"store: got {root}, which holds something else; give a new folder or a store")
@@ -119,12 +117,13 @@ def prepare_store(
             )
         notes += _notes_on_images(source, building, cases)
         folds = _folds(source, cases, rule)
-        write_store_json(building, source.layout, source.labels, cases, folds)
+        write_store_json(Store(building, source.layout, source.labels, tuple(cases), folds, source.regions))
         _remove_unnamed(building, cases)
         if not in_place:
             replace_folder(building, root)
-    notes += [*_notes_on_masks(source, readers), *_notes_on_labels(cases), *_notes_on_patients(source, cases)]
-    return open_store(root), (*source.notes, *notes, *_notes_on_folds(source, rule))
+    notes += [*_notes_on_masks(source, readers), *_notes_on_labels(cases), *_notes_on_folds(source, rule)]
+    taken = source_in_words(source, _each_patient_has(cases))
+    return open_store(root), (taken, *notes_on_source(source), *notes)
 
 
 def _notes_on_images(source: Source, root: Path, cases: Sequence[Case]) -> list[str]:
@@ -167,15 +166,12 @@ def _notes_on_labels(cases: Sequence[Case]) -> Iterator[str]:
     yield f"volumes that hold a label, of {len(cases)}: {told}; in the others nothing is there"
 
 
-def _notes_on_patients(source: Source, cases: Sequence[Case]) -> Iterator[str]:
+def _each_patient_has(cases: Sequence[Case]) -> str:
     slices = Counter[str]()
     for case in cases:
         slices[case.patient] += case.shape[0]
     n_cases = Counter(case.patient for case in cases).values()
-    yield (
-        f"patients: {len(slices)}, told apart by {source.told_by}; each has {_range(n_cases, 'volume')} and "
-        f"{_range(slices.values(), 'slice')}"
-    )
+    return f"{_range(n_cases, 'volume')} and {_range(slices.values(), 'slice')}"
 
 
 def _range(counts: Collection[int], what: str) -> str:
@@ -190,7 +186,7 @@ def _notes_on_folds(source: Source, rule: FoldRule) -> Iterator[str]:
     named = source.split_of_patient.values()
     if named and rule.n_test:
         yield "the source names its splits: --test-patients counts for nothing"
-    if "val" in named and (rule.n_folds, rule.holdout) != (FoldRule.n_folds, None):
+    if ("val" in named or source.fold_of_patient) and (rule.n_folds, rule.holdout) != (FoldRule.n_folds, None):
         yield "the source names its validation patients: --folds and --holdout count for nothing"
 
 
@@ -323,6 +319,8 @@ def _check_folds(source: Source, rule: FoldRule) -> None:
         ma2021_folds({case.id: case.patient for case in source.cases})
         return
     named = list(source.split_of_patient.values())
+    if source.fold_of_patient:
+        return
     if not named:
         check_fold_count(len({case.patient for case in source.cases}), rule.n_folds, rule.n_test)
     elif "train" not in named:
@@ -335,8 +333,10 @@ def _folds(source: Source, cases: Sequence[Case], rule: FoldRule) -> Folds:
     burden = _burden_of_patient(cases)
     if rule.method == "ma2021":
         return ma2021_folds({case.id: case.patient for case in source.cases})
-    if source.split_of_patient:
-        return given_folds(source.split_of_patient, burden, rule.n_folds, rule.seed, rule.holdout)
+    if source.split_of_patient or source.fold_of_patient:
+        return given_folds(
+            source.split_of_patient, burden, rule.n_folds, rule.seed, rule.holdout, source.fold_of_patient
+        )
     return assign_folds(burden, rule.n_folds, rule.n_test, rule.seed, rule.holdout)
 
 

@@ -97,12 +97,20 @@ def given_folds(
     n_folds: int,
     seed: int,
     holdout: float | None = None,
+    fold_of_patient: Mapping[str, int] | None = None,
 ) -> Folds:
-    """Splits that the source names: `train`, `val`, `test` for each patient. Without a `val`, folds are made of `train`."""
+    """Splits that the source names: `train`, `val`, `test` for each patient, or the fold of each that is not in test.
+
+    Without a `val` or folds, folds are made of `train`.
+    """
     members = {
         split: tuple(sorted(p for p, named in split_of_patient.items() if named == split))
         for split in ("train", "val", "test")
     }
+    if fold_of_patient:
+        numbers = range(max(fold_of_patient.values()) + 1)
+        folds = tuple(tuple(sorted(p for p, own in fold_of_patient.items() if own == number)) for number in numbers)
+        return Folds(seed, folds, members["test"], "given")
     if members["val"]:
         return Folds(seed, (members["val"],), members["test"], "given")
     train = {patient: burden_of_patient[patient] for patient in members["train"]}

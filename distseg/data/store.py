@@ -12,9 +12,9 @@ import dataclasses
 import functools
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -159,6 +159,8 @@ class Store:
     labels: Mapping[str, int]
     cases: tuple[Case, ...]
     folds: Folds
+    regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """unions of labels that the source names; none: a region a label"""
 
     def cases_of(self, split: str, fold: int) -> tuple[Case, ...]:
         """Cases of `train`, `val` or `test` in a fold, in the store's order.
@@ -253,7 +255,7 @@ def settled(config: Config, store: Store) -> Config:
     """
     held = {n: v for n, v in store.labels.items() if any(case.label_voxels.get(n) for case in store.cases)}
     if not config.regions and held:  # a label that no case holds cannot be learned
-        config = dataclasses.replace(config, regions=own_regions(held))
+        config = dataclasses.replace(config, regions=_of_held(store.regions, held) or own_regions(held))
     config = with_labels(config, store.labels, str(store.root))
     data, augment = config.data, config.data.augment
     focus = data.focus_region or rarest_region(config, store) if data.focuses else None
@@ -266,6 +268,12 @@ def settled(config: Config, store: Store) -> Config:
     if augment.flip_probability is None:
         augment = dataclasses.replace(augment, flip_probability=0.0 if sided else augment.flips)
     return dataclasses.replace(config, data=dataclasses.replace(data, focus_region=focus, augment=augment))
+
+
+def _of_held(regions: Mapping[str, Sequence[str]], held: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """The regions of labels that some case holds, of those alone."""
+    of_held = {region: tuple(name for name in names if name in held) for region, names in regions.items()}
+    return {region: names for region, names in of_held.items() if names}
 
 
 def store_of_run(config: Config) -> Store:
@@ -329,17 +337,9 @@ def split_slices(config: Config, store: Store, split: str) -> Slices:
     return store.slices_of_split(split, config.data.fold, leaky_seed)
 
 
-def write_store_json(root: Path, layout: str, labels: Mapping[str, int], cases: Sequence[Case], folds: Folds) -> None:
-    write_json(
-        root / "store.json",
-        {
-            "version": STORE_VERSION,
-            "layout": layout,
-            "labels": dict(labels),
-            "cases": [dataclasses.asdict(case) for case in cases],
-            "folds": dataclasses.asdict(folds),
-        },
-    )
+def write_store_json(store: Store) -> None:
+    written = {name: value for name, value in dataclasses.asdict(store).items() if name != "root"}
+    write_json(store.root / "store.json", {"version": STORE_VERSION} | written)
 
 
 def damaged_files(store: Store) -> Iterator[str]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distseg.config import Config
 from distseg.config_files import load_config
+from distseg.data.layouts.finding import Asked
 from distseg.data.pipeline import build_train_loader, build_val_loader
 from distseg.data.plan import Plan
 from distseg.data.preparing import FoldRule, prepare_store
@@ -58,7 +59,9 @@ def main() -> int:
 def make_store(folder: Path, kind: str, cases: int) -> Store:
     write_labelled(folder / "volumes", kind, cases, size=96, n_slices=16)
     rule = FoldRule(n_folds=3)
-    prepare_store(folder / "volumes", folder / "store", rule, labels={"background": 0} | LABELS[kind], workers=2)
+    prepare_store(
+        folder / "volumes", folder / "store", rule, asked=Asked(labels={"background": 0} | LABELS[kind]), workers=2
+    )
     return open_store(folder / "store")
 
 

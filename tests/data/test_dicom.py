@@ -305,7 +305,12 @@ def write_dicom_set(src: Path, masks: str) -> None:
     """Two patients as images/<case>/ with lung masks in one of three formats."""
     for case in ("a", "b"):
         name = f"patient {case}"
-        files = write_series(src / "images" / case, change=lambda _, d, name=name: setattr(d, "PatientID", name))
+
+        def of_patient(_: int, slice_: pydicom.Dataset, case: str = case, name: str = name) -> None:
+            slice_.PatientID = name
+            slice_.RescaleIntercept += case == "b"  # one image under two patients is refused
+
+        files = write_series(src / "images" / case, change=of_patient)
         lung = HU_ZYX > 0
         folder = src / "lung"
         folder.mkdir(exist_ok=True)

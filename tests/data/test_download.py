@@ -22,7 +22,7 @@ import pytest
 
 from distseg.commands import download as command
 from distseg.data import records
-from distseg.data.layouts import find_source
+from distseg.data.layouts.finding import find_source
 from distseg.data.records import Record, download_record
 from distseg.errors import DistsegError
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distseg.data.layouts import find_source, patient_of
+from distseg.data.layouts import finding
+from distseg.data.layouts.finding import Asked
+from distseg.data.layouts.source import Source, patient_of
 from distseg.data.preparing import FoldRule, prepare_store
 from distseg.data.store import Store, open_store
 from distseg.errors import DistsegError
@@ -21,8 +23,12 @@ LABELS = {"background": 0, "lung": 1, "infection": 2}
 CASES = [f"phantom_{i:03d}" for i in range(1, 7)]
 
 
-def prepare(src: Path, root: Path, **settings: object) -> Store:
-    return prepare_store(src, root, FoldRule(2), workers=1, **settings)[0]  # type: ignore[arg-type]
+def find_source(src: Path, **asked: object) -> Source:
+    return finding.find_source(src, Asked(**asked))  # type: ignore[arg-type]
+
+
+def prepare(src: Path, root: Path, **asked: object) -> Store:
+    return prepare_store(src, root, FoldRule(2), workers=1, asked=Asked(**asked))[0]  # type: ignore[arg-type]
 
 
 def assert_same_slices(one: Store, other: Store) -> None:
@@ -100,10 +106,9 @@ def test_values_of_a_label_map_are_named_by_the_user_or_by_the_data_and_never_gu
     ):
         (joint / "dataset.json").write_text(json.dumps({"labels": labels}))
         source = find_source(joint)
-        assert dict(source.labels) == named and any("from dataset.json" in note for note in source.notes)
+        assert dict(source.labels) == named and source.names_from == "from dataset.json"
         assert (source.cases[0].masks[0].label_of_value.get(2) == 255) == ("ignore" in labels)
     for labels, message in (
-        ({"background": 0, "whole": [1, 2]}, "got label 'whole' of several values"),
         ({"a b": 1, "a-b": 2}, "got 'a-b'=2 twice"),
         ([1], "no readable labels"),
     ):
@@ -136,7 +141,9 @@ def test_several_masks_in_a_cell_are_joined_by_a_named_rule(paired: Path, tmp_pa
     rows += [f"images/{case}.nii.gz,lung/{case}.nii.gz,{case}" for case in CASES[1:4]]
     (paired / "cases.csv").write_text("\n".join(rows) + "\n")
     for readers, expected in (("union", drawn), ("majority", drawn), ("first", drawn & half)):
-        made, notes = prepare_store(paired, tmp_path / readers, FoldRule(2), layout="csv", readers=readers, workers=1)  # type: ignore[arg-type]
+        made, notes = prepare_store(
+            paired, tmp_path / readers, FoldRule(2), asked=Asked("csv"), readers=readers, workers=1
+        )  # type: ignore[arg-type]
         assert made.cases[0].label_voxels["lung"] == expected.sum()
         assert any(f"1 volumes have a mask of several files: taken is their {readers}" in note for note in notes)
 
@@ -146,7 +153,7 @@ def test_an_empty_cell_is_nothing_there_and_a_row_of_them_is_not_annotated(paire
     cells = ["lung/{0}.nii.gz,infection/{0}.nii.gz", "lung/{0}.nii.gz,", ",", "none,none", "lung/{0}.nii.gz,none"]
     rows += [f"images/{case}.nii.gz,{cell.format(case)},{case}" for case, cell in zip(CASES, cells, strict=False)]
     (paired / "cases.csv").write_text("\n".join(rows) + "\n")
-    made, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), layout="csv", workers=1)
+    made, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), asked=Asked("csv"), workers=1)
     said = "; ".join(notes)
     assert "infection: 1 of 5 cells are empty: taken as nothing there" in said
     assert "1 of 5 volumes have no mask at all: not annotated" in said
@@ -171,8 +178,8 @@ def test_a_regular_expression_that_finds_no_patients_is_refused(
 def test_patients_are_told_apart_as_is_said_and_two_spellings_or_one_image_are_refused(
     paired: Path, tmp_path: Path
 ) -> None:
-    made, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), patients=r"00\d", workers=1)
-    assert len({case.patient for case in made.cases}) == 6 and "told apart by --patients" in notes[-1]
+    made, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), asked=Asked(patients=r"00\d"), workers=1)
+    assert len({case.patient for case in made.cases}) == 6 and "told apart by --patients" in notes[0]
     rows = [
         "image,lung,patient",
         *(f"images/{case}.nii.gz,lung/{case}.nii.gz,p{i % 3}" for i, case in enumerate(CASES)),
@@ -197,7 +204,7 @@ def test_one_image_under_two_names_is_noted_where_nobody_named_patients(paired: 
         "image,lung,patient\nimages/again.nii.gz,lung/again.nii.gz,p1\nimages/phantom_001.nii.gz,lung/phantom_001.nii.gz,p1\n"
         "images/phantom_002.nii.gz,lung/phantom_002.nii.gz,p2\n"
     )
-    _, notes = prepare_store(paired, tmp_path / "other", FoldRule(2), layout="csv", workers=1)
+    _, notes = prepare_store(paired, tmp_path / "other", FoldRule(2), asked=Asked("csv"), workers=1)
     assert any("patient p1: images/again.nii.gz and images/phantom_001.nii.gz are one image" in note for note in notes)
 
 
@@ -205,7 +212,7 @@ def test_patients_are_found_in_the_path_where_the_name_has_none(paired: Path, tm
     rows = ["image,lung,patient,id"]
     rows += [f"images/{case}.nii.gz,lung/{case}.nii.gz,x{i},scan{'abcdef'[i]}" for i, case in enumerate(CASES)]
     (paired / "cases.csv").write_text("\n".join(rows) + "\n")
-    found = find_source(paired, "csv", patients=r"phantom_(\d+)")
+    found = find_source(paired, layout="csv", patients=r"phantom_(\d+)")
     assert {case.patient for case in found.cases} == {case.removeprefix("phantom_") for case in CASES}
 
 
@@ -214,7 +221,7 @@ def test_a_patient_of_a_csv_is_one_in_either_form_of_unicode(paired: Path) -> No
     rows = ["image,lung,patient"]
     rows += [f"images/{case}.nii.gz,lung/{case}.nii.gz,{forms[i % 2]}" for i, case in enumerate(CASES)]
     (paired / "cases.csv").write_text("\n".join(rows) + "\n")
-    assert {case.patient for case in find_source(paired, "csv").cases} == {forms[0]}
+    assert {case.patient for case in find_source(paired, layout="csv").cases} == {forms[0]}
 
 
 def test_what_lies_beside_the_slices_that_a_csv_names_is_told(store: Path, tmp_path: Path) -> None:
@@ -222,8 +229,8 @@ def test_what_lies_beside_the_slices_that_a_csv_names_is_told(store: Path, tmp_p
     (tmp_path / "png/images/phantom_001/scan.mha").touch()
     rows = ["image,lung,patient", *(f"images/{case},lung/{case},{case}" for case in CASES)]
     (tmp_path / "png/mine.csv").write_text("\n".join(rows) + "\n")
-    notes = find_source(tmp_path / "png/mine.csv").notes
-    assert "left out: images/phantom_001/scan.mha (MetaImage is not supported; convert it to NIfTI)" in notes
+    (left_out,) = find_source(tmp_path / "png/mine.csv").left_out
+    assert "left out: images/phantom_001/scan.mha (MetaImage is not supported; convert it to NIfTI)" in left_out
 
 
 def test_numbered_pictures_of_one_patient_stay_together(store: Path, tmp_path: Path) -> None:
@@ -232,7 +239,7 @@ def test_numbered_pictures_of_one_patient_stay_together(store: Path, tmp_path: P
         path.rename(path.with_name(path.name.replace("phantom_00", "p").replace("_", "-")))
     source = find_source(tmp_path / "png")
     assert len(source.cases) == 48 and {case.patient for case in source.cases} == {f"p{i}" for i in range(1, 7)}
-    assert source.told_by == "what stands before the number of a PNG file"
+    assert source.told_by == "what stands before the number of a picture"
 
 
 def test_what_is_not_annotated_counts_nowhere(paired: Path, tmp_path: Path) -> None:
@@ -321,7 +328,7 @@ def test_what_is_no_volume_is_told(paired: Path, tmp_path: Path) -> None:
     (paired / "images/x.mha").touch()
     shutil.copytree(paired / "images", paired / "lung/nested/deeper")
     _, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), workers=1)
-    assert "images/x.mha (MetaImage is not supported; convert it to NIfTI), lung/nested (a folder)" in notes[1]
+    assert "images/x.mha (MetaImage is not supported; convert it to NIfTI), lung/nested (a folder)" in notes[0]
     prepare(paired, paired / "store")
     prepare(paired, paired / "store")  # a store inside its source is no folder of masks
 
@@ -343,7 +350,7 @@ def test_medseg_stacks_become_a_case_a_slice(store: Path, tmp_path: Path) -> Non
         nib.save(nib.Nifti1Image(values.T, np.diag([-1.0, -1, 1, 1])), src / f"{name}.nii.gz")
     made, notes = prepare_store(src, tmp_path / "store", FoldRule(5), workers=1)
     assert len(made.cases) == len(hu) == len({case.patient for case in made.cases})
-    assert "val_im has no masks and is left out" in notes and "patients are not named" in notes[0]
+    assert "val_im, which has no masks" in notes[0] and "patients are not named" in notes[1]
     assert dict(made.labels) == {
         "background": 0,
         "lung": 1,
@@ -382,7 +389,7 @@ def test_what_does_not_fit_is_named(spoil: Callable[[Path], object], message: st
         find_source(paired)
     assert "\n" not in str(caught.value)
     with pytest.raises(DistsegError, match="declared medseg; it must hold tr_im"):
-        find_source(paired, "medseg")
+        find_source(paired, layout="medseg")
 
 
 def test_a_png_pair_of_different_sizes_or_without_a_mask_is_named(store: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_foreground_positions_are_on_their_label() -> None:
         (lambda src: shutil.rmtree(src), "source: got .*src; no such folder"),
         (
             lambda src: shutil.rmtree(src / "COVID-19-CT-Seg_20cases"),
-            "of no known layout; zenodo: COVID-19-CT-Seg_20cases/",
+            "of no known layout .nnunet, .*; seen: Infection_Mask/phantom_#.nii.gz x 6",
         ),
         (lambda src: (src / "Lung_Mask/phantom_003.nii.gz").unlink(), "mask: got none for volume .*phantom_003"),
         (

@@ -22,6 +22,7 @@ from torch import nn
 
 from distseg.commands import predict
 from distseg.data.dicom import on_grid, read_dicom_series, read_segmentation
+from distseg.data.layouts.finding import Asked
 from distseg.data.nifti import read_nifti
 from distseg.data.preparing import FoldRule, prepare_store
 from distseg.data.volume import hounsfield
@@ -560,7 +561,9 @@ def test_five_lobes_keep_their_names_and_masks_from_the_store_to_c_plus_plus_tri
     program: Program, run_command: Callable[..., Any], tmp_path: Path
 ) -> None:
     write_labelled(tmp_path / "src", "lobes", cases=4, size=64, n_slices=6)
-    prepare_store(tmp_path / "src", tmp_path / "store", FoldRule(2), labels={"background": 0} | LABELS["lobes"])
+    prepare_store(
+        tmp_path / "src", tmp_path / "store", FoldRule(2), asked=Asked(labels={"background": 0} | LABELS["lobes"])
+    )
     run, model, names = tmp_path / "run", tmp_path / "model", list(LABELS["lobes"])
     words = [*SMALL, f"data.store={tmp_path / 'store'}", "train.max_steps=2", f"output_dir={run}"]
     said = run_command("distseg", "train", *words).stdout
