@@ -10,7 +10,7 @@ import pydicom
 
 from distseg.data.file_kinds import is_dicom, left_out_in_words, series_files
 from distseg.data.label_names import Names, as_label, numbered
-from distseg.data.layouts.source import CaseSource, MaskSource, Source, kept_apart, label_map, mask_of_label
+from distseg.data.layouts.source import CaseSource, MaskSource, Source, kept_apart, mask_of_label
 from distseg.data.layouts.tree import Tree
 from distseg.data.volume import parsing
 from distseg.errors import DistsegError
@@ -23,6 +23,8 @@ TAGS = ("Modality", "PatientID", "SeriesInstanceUID", "ReferencedSeriesSequence"
 
 @dataclass(frozen=True)
 class Segment:
+    name: str
+    """as the file has it"""
     label: str
     finding: str
     """what its readers draw; the label where the file names none"""
@@ -95,7 +97,7 @@ def _masks(files: list[SegFile], labels: Mapping[str, int]) -> tuple[MaskSource,
     masks = []
     for one in files:
         if len(one.segments) > 1:
-            masks.append(label_map(labels, [one.path]))
+            masks.append(MaskSource((one.path,), {}, {s.name: labels.get(s.label, 0) for s in one.segments}))
         elif one.segments and one.segments[0].label in labels:
             findings.setdefault((one.segments[0].label, one.segments[0].finding), []).append(one.path)
     ordered = sorted(findings.items(), key=lambda item: (labels[item[0][0]], item[0]))
@@ -141,5 +143,5 @@ def _segment(one: pydicom.Dataset) -> Segment:
     text = str(one.SegmentLabel)
     if reading := READING.fullmatch(text):
         (kind, *_) = one.SegmentedPropertyTypeCodeSequence
-        return Segment(as_label(str(kind.CodeMeaning)), reading["finding"])
-    return Segment(as_label(text), as_label(text))
+        return Segment(as_label(text), as_label(str(kind.CodeMeaning)), reading["finding"])
+    return Segment(as_label(text), as_label(text), as_label(text))
