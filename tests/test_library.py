@@ -99,7 +99,7 @@ def test_an_array_has_the_mask_and_millilitres_of_predict(
     assert np.array_equal(written.values_ZYX, result.mask) and written.spacing_mm == volume.spacing_mm
     without = opened.segment(volume.values_ZYX)
     assert np.array_equal(without.mask, result.mask) and without.millilitres is None
-    with pytest.raises(distseg.DistsegError, match="save: got .*; a NIfTI file has voxel sizes; give spacing_mm"):
+    with pytest.raises(distseg.DistsegError, match="save: got .*; a file has voxel sizes; give spacing_mm"):
         without.save(tmp_path / "none.nii.gz")
 
 

@@ -1,8 +1,9 @@
-"""Segments new volumes: `distseg predict RUN_OR_MODEL IN OUT`.
+"""Segments new volumes: `distseg predict RUN_OR_MODEL IN [IN ...] OUT`.
 
-IN is a NIfTI volume, a DICOM series, or a folder of either; each mask has its volume's shape, axis order and affine. RUN_OR_MODEL
+IN is a volume (NIfTI, MetaImage, NRRD), a DICOM series, a picture of a slice, or a folder of them, however deep. Each mask has its
+volume's shape, axis order and affine; OUT's suffix says its format, or `--format`. RUN_OR_MODEL
 is a run folder, a folder that `distseg export` wrote, or its model.pt; post-processing that `distseg evaluate --tune` chose is
-applied. Of a folder, OUT/volumes.csv has the millilitres, and the same command goes on after any end.
+applied. Of several volumes, OUT/volumes.csv has the millilitres, and the same command goes on after any end.
 """
 
 import argparse
@@ -18,16 +19,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     from distseg.packages import require
     from distseg.serving.source import check_source, parse_address
-    from distseg.serving.work import find_work
+    from distseg.serving.work import SEG, find_work
 
-    work = find_work(args.input, args.output, args.format)
+    work = find_work(args.inputs, args.output, args.format)
     for note in work.notes:
         print(f"note: {note}")
     if args.server:
         parse_address(args.server)
     else:
         check_source(args.model)
-    if args.format == "dicom-seg":
+    if any(task.mask.name.endswith(SEG) for task in work.tasks):
         require("highdicom")
     from distseg.scoring.segmenting import inference_device
     from distseg.serving.model import open_model, open_server  # torch is imported once nothing is wrong
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = open_server(args.server, probabilities=args.probabilities is not None)
     else:
         model = open_model(args.model, inference_device())
-    options = Options(args.intensity, args.format, args.probabilities, args.overlay)
+    options = Options(args.intensity, args.format, args.hu_offset, args.probabilities, args.overlay)
     Predictor(model, options, args.batch_size).predict(work)
     return 0
 
@@ -48,14 +49,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         __doc__,
         "distseg predict model volume.nii.gz mask.nii.gz",
         "distseg predict model volumes masks --overlay",
-        usage="%(prog)s RUN_OR_MODEL IN OUT [options] | %(prog)s --server URL IN OUT [options]",
+        "distseg predict model scan.mha other.nrrd masks --format source",
+        usage="%(prog)s RUN_OR_MODEL IN [IN ...] OUT [options] | %(prog)s --server URL IN [IN ...] OUT [options]",
     )
-    parser.add_argument("model", type=Path, nargs="?", metavar="RUN_OR_MODEL")
-    parser.add_argument("input", type=Path, metavar="IN", help="a NIfTI file, a DICOM series, or a folder of either")
-    parser.add_argument("output", type=Path, metavar="OUT", help="the mask's file, or a folder for masks")
+    parser.add_argument(
+        "paths", type=Path, nargs="+", metavar="RUN_OR_MODEL IN [IN ...] OUT",
+        help="the model; volumes, DICOM series, pictures, or folders of them; the mask's file, or a folder for masks",
+    )  # fmt: skip
     parser.add_argument("--server", metavar="URL", help="grpc://HOST:PORT or http://HOST:PORT of a Triton server")
     parser.add_argument(
-        "--format", choices=("nifti", "dicom-seg"), default="nifti", help="of the masks (default nifti)"
+        "--format",
+        choices=("nifti", "source", "dicom-seg"),
+        help="of the masks (default: as OUT's suffix says, nifti in folders); source: that of each volume",
     )
     parser.add_argument(
         "--probabilities",
@@ -67,9 +72,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--intensity", choices=("auto", "hu", "grey"), default="auto", help="of the volumes (default auto)"
     )
+    parser.add_argument(
+        "--hu-offset", type=int, default=0, metavar="N", help="values are HU plus N, e.g. 1024 in 16-bit pictures"
+    )
     args = parser.parse_intermixed_args(argv)
-    if (args.model is None) != (args.server is not None):
+    args.model, *paths = [None, *args.paths] if args.server else args.paths
+    if len(paths) < 2:
         parser.error("give RUN_OR_MODEL IN OUT, or --server URL IN OUT")
+    *args.inputs, args.output = paths
     return args
 
 

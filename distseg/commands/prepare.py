@@ -49,6 +49,7 @@ def prepare(
     patients: str | None = None,
     readers: "Readers" = "union",
     intensity: str = "auto",
+    hu_offset: int = 0,
     workers: int | None = None,
     cluster: str | None = None,
 ) -> "Store":
@@ -69,6 +70,7 @@ def prepare(
         patients: regular expression on a case's name, whose first group (or whole match) is the patient; None: as the layout says.
         readers: what several mask files of a volume become: their "union", what a "majority" has, or the "first".
         intensity: of the volumes: "hu", "grey" or "auto" (by their values).
+        hu_offset: what was added to HU where files hold no values below 0, such as 1024 of 16-bit pictures.
         workers: processes; None: one a core.
         cluster: tcp://HOST:PORT of a dask scheduler whose workers do the reading.
 
@@ -112,6 +114,7 @@ def prepare(
         asked=Asked(layout, images, masks, {"background": 0} | dict(labels) if labels else None, ignore, patients),
         readers=readers,
         intensity=intensity,
+        hu_offset=hu_offset,
         workers=workers or os.cpu_count() or 1,
         cluster=cluster,
     )
@@ -205,6 +208,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="several mask files of a volume: what becomes of them (default union)",
     )
     parser.add_argument("--intensity", choices=INTENSITIES, default="auto", help="of the volumes (default auto)")
+    parser.add_argument(
+        "--hu-offset", type=int, default=0, metavar="N", help="values are HU plus N, e.g. 1024 in 16-bit pictures"
+    )
     parser.add_argument(
         "--workers", type=positive_int, default=os.cpu_count() or 1, help="processes (default: all cores)"
     )

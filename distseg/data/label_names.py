@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distseg.config import IGNORED_LABEL
-from distseg.data.file_kinds import is_picture, is_volume
+from distseg.data.file_kinds import NRRD, is_picture, is_volume
 from distseg.errors import DistsegError
 
 # Names that distseg knows, in the order in which they lie over each other: higher numbers overwrite lower ones.
@@ -109,19 +109,30 @@ def _names_of_values(values_of: Mapping[str, tuple[int, ...]]) -> dict[int, str]
 
 
 def names_of_segments(files: Sequence[Path]) -> list[str]:
-    """The segments' names in DICOM-SEG files; none where one is no such file."""
+    """The segments' names in DICOM-SEG files and segmentations of 3D Slicer; none where one is no such file."""
+    names: dict[str, None] = {}
+    for path in files:
+        own = _segments(path)
+        if not own:
+            return []
+        names |= dict.fromkeys(own)
+    return list(names)
+
+
+def _segments(path: Path) -> list[str]:
+    if is_picture(path) or is_volume(path) and not path.name.lower().endswith(NRRD):
+        return []
+    if is_volume(path):
+        from distseg.data.nrrd_files import segment_names
+
+        return segment_names(path)
     import pydicom  # here: most sources have no SEG
 
     from distseg.data.volume import parsing
 
-    names: dict[str, None] = {}
-    for path in files:
-        if is_volume(path) or is_picture(path):
-            return []
-        with parsing("mask", path):
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            names |= dict.fromkeys(as_label(str(one.SegmentLabel)) for one in header.get("SegmentSequence", ()))
-    return list(names)
+    with parsing("mask", path):
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        return [as_label(str(one.SegmentLabel)) for one in header.get("SegmentSequence", ())]
 
 
 def _unnamed(files: Sequence[Path], src: Path, options: str) -> DistsegError:
@@ -131,7 +142,7 @@ def _unnamed(files: Sequence[Path], src: Path, options: str) -> DistsegError:
 
     values: set[int] = set()
     for path in files[:LOOKED_AT]:
-        volume = read_volume([path])
+        volume = read_volume([path], is_mask=True)
         values |= {int(value) for value in np.unique(whole_labels(path, volume.values_ZYX))}
     some = " in the first files" if len(files) > LOOKED_AT else ""
     example = ",".join(f"NAME_{value}={value}" for value in sorted(values - {0}) or [1])

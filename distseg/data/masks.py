@@ -10,8 +10,9 @@ import numpy as np
 
 from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import axial_order, on_grid, read_segmentation
-from distseg.data.file_kinds import is_dicom, is_picture, is_volume
+from distseg.data.file_kinds import NRRD, is_dicom, is_picture, is_volume
 from distseg.data.layouts.source import CaseSource, MaskSource
+from distseg.data.nrrd_files import read_segments, segment_names
 from distseg.data.volume import GRID_TOLERANCE, Volume, whole_labels
 from distseg.data.volume_files import read_volume
 from distseg.errors import DistsegError
@@ -93,18 +94,25 @@ def _labels_of(mask: MaskSource, source: CaseSource, volume: Volume) -> np.ndarr
 def _read_mask(mask: MaskSource, source: CaseSource, volume: Volume) -> tuple[np.ndarray, dict[int, int]]:
     """Values on the volume's grid, and what they stand for."""
     path = mask.files[0]
-    if not is_volume(path) and not is_picture(path):
-        segmentation, names = read_segmentation(path)
+    if is_segmentation(path):
+        segmentation, names = read_segments(path) if is_volume(path) else read_segmentation(path)
         return on_grid(segmentation, volume), _label_of_segment(mask, names)
     if source.slice_index is not None:
         read = _one_slice(path, source.slice_index)
     elif is_picture(path) and is_dicom(source.files[0]):
         mask_of_stem = {file.stem: file for file in mask.files}
-        read = read_volume([mask_of_stem[file.stem] for file in axial_order(source.files)])
+        read = read_volume([mask_of_stem[file.stem] for file in axial_order(source.files)], is_mask=True)
     else:
-        read = read_volume(mask.files)
+        read = read_volume(mask.files, is_mask=True)
     _check_grid(path, read, volume)
     return read.values_ZYX, dict(mask.label_of_value)
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether a mask's file names its values: DICOM-SEG, or a segmentation of 3D Slicer."""
+    if not is_volume(path):
+        return not is_picture(path)
+    return path.name.lower().endswith(NRRD) and bool(segment_names(path))
 
 
 @functools.lru_cache(maxsize=2)  # an image and its mask: their slices are asked for one after the other

@@ -68,6 +68,7 @@ class Reading:
     """of the store being built"""
     labels: Mapping[str, int]
     intensity: str
+    hu_offset: int
     readers: Readers
 
 
@@ -79,6 +80,7 @@ def prepare_store(
     asked: Asked = Asked(),  # noqa: B008 (frozen)
     readers: Readers = "union",
     intensity: str = "auto",
+    hu_offset: int = 0,
     workers: int = 1,
     cluster: str | None = None,
 ) -> tuple[Store, tuple[str, ...]]:
@@ -93,7 +95,7 @@ def prepare_store(
         readers: see `read_labels`.
         root: folder of the store.
         rule: of the folds.
-        intensity: see `hounsfield`.
+        intensity, hu_offset: see `hounsfield`.
         workers: processes on this machine.
         cluster: address of a dask scheduler whose workers see `src` and `root` under the same paths; None: this machine.
 
@@ -113,7 +115,7 @@ def prepare_store(
         building = root if in_place else beside(root, ".preparing")
         with _executor(cluster, min(workers, len(source.cases))) as executor:
             cases, notes = _prepare_cases(
-                source, Reading(source.root, building, source.labels, intensity, readers), executor
+                source, Reading(source.root, building, source.labels, intensity, hu_offset, readers), executor
             )
         notes += _notes_on_images(source, building, cases)
         folds = _folds(source, cases, rule)
@@ -231,6 +233,7 @@ def prepare_case(source: CaseSource, reading: Reading) -> tuple[Case, tuple[str,
     """Writes the slices of one case unless they are there already, made from the same files; what they are, and notes on them."""
     digests = {relative_name(files, reading.src): _sha256_of_files(files) for files in _files_of(source)}
     made_from = [STORE_VERSION, digests, source.slice_index, source.patient, dict(reading.labels), reading.intensity]
+    made_from += [reading.hu_offset] if reading.hu_offset else []
     made_from += [reading.readers] if any(len(mask.files) > 1 for mask in source.masks) else []
     made_from += [] if source.is_annotated else ["not annotated"]
     made_from += [[dict(mask.label_of_value), dict(mask.label_of_segment)] for mask in source.masks]
@@ -239,7 +242,7 @@ def prepare_case(source: CaseSource, reading: Reading) -> tuple[Case, tuple[str,
     if (done := _read_done(reading.root / folder)) and not problems_of_case(reading.root, done):
         return done, ()
     volume = read_image(source)
-    hu_ZYX, origin = hounsfield(volume, reading.intensity)
+    hu_ZYX, origin = hounsfield(volume, reading.intensity, reading.hu_offset)
     label_ZYX = read_labels(source, volume, reading.readers)
     case = Case(
         id=source.id,

@@ -9,12 +9,12 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from distseg.config import AIR_HU
@@ -23,6 +23,7 @@ from distseg.errors import DistsegError
 MAX_VOXELS = 2**31  # 4 GiB of int16: far above any chest CT, far below what a broken header may claim
 GREY_WINDOW_HU = (-1250, 250)  # what grey 0..255 stands for in the radiopaedia_* volumes of Zenodo 3757476
 PARSING = threading.RLock()  # filters of warnings and levels of loggers are those of all threads
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK count to the Left and Posterior, NIfTI to the other sides
 LPS = axcodes2ornt(("L", "P", "S"))
 VOXEL_MM = (1e-6, 1e6)  # sizes that a header in any unit may mean
 RIGHT_ANGLED = 0.999  # of the product of its sides: the least volume of a voxel, 2.6 degrees of tilt
@@ -30,7 +31,18 @@ WHOLE = 1e-3  # how far rounding may take a label from its whole number: scaled 
 GRID_TOLERANCE = 0.1  # of a voxel, at the corners of two volumes on one grid: headers round positions
 HIGHEST_HU = 32767  # what int16 holds; dense metal stays below it
 TISSUE_AND_AIR_HU = (-200, 300)  # a CT has values below the first, lung or air, and spans more than the second
+OFFSETS, HIGHEST_CT_HU = (1024, 1000, 32768), 4096  # that converters add to HU for files without a sign
 GREY_RESAMPLED = (-64, 320)  # how far a spline may leave grey 0..255
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a file has a volume that distseg has turned."""
+
+    affine: np.ndarray
+    """4 x 4, index of the file's array -> mm to the Right, Anterior, Superior"""
+    header: Any
+    """a nibabel header, or the fields of MetaImage or NRRD"""
 
 
 @dataclass(frozen=True)
@@ -44,8 +56,8 @@ class Volume:
     """z, y, x; None: the source does not say (PNG)"""
     affine: np.ndarray | None
     """4 x 4, index (x, y, z) of values_ZYX -> mm to the Right, Anterior, Superior as in NIfTI; None as above"""
-    header: Nifti1Header | None = None
-    """of a NIfTI file; None: of another format"""
+    stored: Stored | None = None
+    """None: as values_ZYX and affine are"""
     notes: tuple[str, ...] = ()
     """what a user should know of how it was read"""
 
@@ -75,6 +87,13 @@ def in_lps(path: Path, values_XYZ: np.ndarray, affine: np.ndarray) -> Volume:
     x_mm, y_mm, z_mm = (round(float(mm), 6) for mm in voxel_sizes(turned))
     values_ZYX = np.ascontiguousarray(apply_orientation(values_XYZ, orientation).T)
     return Volume(path, values_ZYX, (z_mm, y_mm, x_mm), turned)
+
+
+def stored_affine(volume: Volume) -> np.ndarray:
+    """Of the array that the volume was read from, or else of its own."""
+    affine = volume.affine if volume.stored is None else volume.stored.affine
+    assert affine is not None  # pictures lie nowhere
+    return affine
 
 
 def as_stored(values_ZYX: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -117,7 +136,7 @@ def check_voxel_count(path: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def hounsfield(volume: Volume, intensity: str = "auto") -> tuple[np.ndarray, str]:
+def hounsfield(volume: Volume, intensity: str = "auto", offset: int = 0) -> tuple[np.ndarray, str]:
     """The volume in HU, and where its intensities came from.
 
     A volume within 0..255 is grey of the window [-1250, 250] HU. HU are known by air and tissue: values below -200, and a range
@@ -128,6 +147,7 @@ def hounsfield(volume: Volume, intensity: str = "auto") -> tuple[np.ndarray, str
         volume: as read.
         intensity: "auto" (decide as above); "hu": also what has no air or no tissue; "grey": also what resampling has left a
             little outside 0..255, which is cut off.
+        offset: what was added to HU where the file cannot hold values below 0.
 
     Returns:
         int16 [Z, Y, X], and "hu" or "grey_-1250_250".
@@ -135,10 +155,12 @@ def hounsfield(volume: Volume, intensity: str = "auto") -> tuple[np.ndarray, str
     Raises:
         DistsegError: they are neither, or `intensity` contradicts them.
     """
+    if offset:
+        volume = replace(volume, values_ZYX=volume.values_ZYX.astype(np.float32) - offset)
     low, high = float(volume.values_ZYX.min()), float(volume.values_ZYX.max())
     if not np.isfinite([low, high]).all():
         raise DistsegError(f"volume {volume.path}: holds NaN or infinite values; HU are finite; mend or leave it out")
-    got = f"volume {volume.path}: got values {low:g}..{high:g}"
+    got = f"volume {volume.path}: got values {low:g}..{high:g}{f' less {offset}' if offset else ''}"
     least, most = GREY_RESAMPLED
     if intensity == "grey" and not least <= low <= high <= most:
         raise DistsegError(f"{got}, declared grey; grey is 0..255; use --intensity hu or auto")
@@ -147,7 +169,7 @@ def hounsfield(volume: Volume, intensity: str = "auto") -> tuple[np.ndarray, str
         raise DistsegError(
             f"{got}, scaled to 0..1 or without contrast; HU or grey 0..255 are needed; take the volume of before it was scaled"
         )
-    is_grey = low >= 0 and high <= 255 and not is_flat
+    is_grey = low >= 0 and high <= 255 and not is_flat and not offset
     if is_grey and intensity == "hu":
         raise DistsegError(f"{got}, declared hu; they look like grey; use --intensity grey or auto")
     if is_grey or intensity == "grey":
@@ -156,6 +178,11 @@ def hounsfield(volume: Volume, intensity: str = "auto") -> tuple[np.ndarray, str
         return np.rint(hu).astype(np.int16), f"grey_{low_hu}_{high_hu}"
     is_hu = low < TISSUE_AND_AIR_HU[0] and high - low > TISSUE_AND_AIR_HU[1]
     if not (is_hu or intensity == "hu") or low < -HIGHEST_HU - 1 or high > HIGHEST_HU:
+        fitting = [n for n in OFFSETS if 0 <= low < n + TISSUE_AND_AIR_HU[0] and high - n <= HIGHEST_CT_HU]
+        if fitting and not offset:
+            raise DistsegError(
+                f"{got}, no HU and no grey 0..255, but likely HU plus {fitting[0]}; say --hu-offset {fitting[0]}, or another number"
+            )
         raise DistsegError(
             f"{got}; neither HU (values below {TISSUE_AND_AIR_HU[0]}, a range above {TISSUE_AND_AIR_HU[1]}, nothing beyond "
             f"{HIGHEST_HU}) nor grey 0..255; apply the rescale slope and intercept, or say --intensity hu or grey"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distseg.bars import Bar
-from distseg.data.file_kinds import SUFFIXES
-from distseg.data.nifti import write_on_grid
+from distseg.data.file_kinds import METAIMAGE, NIFTI, NRRD
 from distseg.data.volume import Volume
+from distseg.data.volume_files import write_volume
 from distseg.errors import DistsegError
 from distseg.library.volumes import take_volume
 from distseg.serving.source import check_source, parse_address
@@ -140,6 +140,9 @@ class SegmentationModel:
         )
 
 
+SAVED = (*NIFTI, *METAIMAGE, *(suffix for suffix in NRRD if suffix != ".nhdr"))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """The mask of one volume, and what it measures."""
@@ -175,24 +178,24 @@ class Segmentation:
         return self._as_given(self._grid)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the mask as NIfTI, as `distseg predict` does: on the volume's grid, whole or not at all.
+        """Writes the mask as `distseg predict` does: on the volume's grid, whole or not at all.
 
         Args:
-            path: ends in .nii.gz or .nii; what is there is replaced.
+            path: ends in .nii.gz, .nii, .mha, .mhd, .nrrd or .seg.nrrd; what is there is replaced.
 
         Raises:
             DistsegError: another ending, a file that cannot be written, or the mask of an array without `spacing_mm`.
         """
         file = Path(path)
-        if not file.name.endswith(SUFFIXES):
-            raise DistsegError(f"save: got {file}; a mask's name must end in {' or '.join(SUFFIXES)}; rename it")
+        if not file.name.endswith(SAVED):
+            raise DistsegError(f"save: got {file}; a mask's name must end in {' or '.join(SAVED)}; rename it")
         if self._grid.affine is None:
             raise DistsegError(
-                f"save: got {file} for the mask of an array without spacing; a NIfTI file has voxel sizes; give spacing_mm to "
+                f"save: got {file} for the mask of an array without spacing; a file has voxel sizes; give spacing_mm to "
                 "segment"
             )
         try:
-            write_on_grid(file, self.mask, self._grid)
+            write_volume(file, self.mask, self._grid, labels=self.labels)
         except OSError as error:
             raise DistsegError(
                 f"save: got {file}, which cannot be written ({error.strerror or error}); make room, or choose another"

@@ -13,17 +13,13 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 
 from distseg.data.file_kinds import is_dicom, is_volume, series_files, what_it_is
-from distseg.data.nifti import NOT_MM, write_on_grid
-from distseg.data.volume import VOXEL_MM, Volume, as_stored, check_voxel_count, in_lps, parsing
-from distseg.data.volume_files import read_volume
+from distseg.data.nifti import NOT_MM
+from distseg.data.volume import LPS_TO_RAS, VOXEL_MM, Stored, Volume, as_stored, check_voxel_count, in_lps, parsing
+from distseg.data.volume_files import read_volume, write_volume
 from distseg.errors import DistsegError
 
 if TYPE_CHECKING:
     import SimpleITK
-
-LPS_TO_RAS = np.diag(
-    [-1.0, -1.0, 1.0, 1.0]
-)  # SimpleITK and DICOM count to the Left and Posterior, NIfTI to the other sides
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def as_nibabel(mask: Volume) -> nib.Nifti1Image:
     """The image that `distseg predict` would write, in memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mask.nii"
-        write_on_grid(path, mask.values_ZYX, mask)
+        write_volume(path, mask.values_ZYX, mask)
         return type(nib.load(path)).from_bytes(path.read_bytes())
 
 
@@ -127,7 +123,7 @@ def _of_nibabel(image: SpatialImage) -> Volume:
     if all(n == 1 for n in values.shape[3:]):
         values = values.reshape(values.shape[:3])
     _check_values(path, values)
-    return replace(in_lps(path, values, image.affine), header=image.header)
+    return replace(in_lps(path, values, image.affine), stored=Stored(image.affine, image.header))
 
 
 def _of_simpleitk(image: "SimpleITK.Image") -> Given:

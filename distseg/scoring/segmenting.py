@@ -140,11 +140,11 @@ def _found(
     return torch.cat([label_map.found(one_R1YX.transpose(0, 1)) for one_R1YX in slices]).numpy().swapaxes(0, 1)
 
 
-def read_masks(files: Mapping[str, Path], store: Store, slices: Slices) -> Iterator[SegmentedCase]:
+def read_masks(files: Mapping[str, Sequence[Path]], store: Store, slices: Slices) -> Iterator[SegmentedCase]:
     """Masks that something else made, of the store's labels, in any axis order.
 
     Args:
-        files: NIfTI file of each case, by its id.
+        files: of each case, by its id: one of its whole mask, or pictures of its slices.
         store, slices: what they are masks of.
 
     Raises:
@@ -152,9 +152,9 @@ def read_masks(files: Mapping[str, Path], store: Store, slices: Slices) -> Itera
     """
     known = sorted(set(store.labels.values()))
     for case, z in slices.by_case():
-        path = files[case.id]
+        path = files[case.id][0]
         hu_ZYX, truth_ZYX = store.read_case(case)
-        mask = read_volume([path])
+        mask = read_volume(files[case.id], is_mask=True)
         mask_ZYX = whole_labels(path, mask.values_ZYX)
         if mask_ZYX.shape != truth_ZYX.shape:
             raise DistsegError(

@@ -1,12 +1,13 @@
 """What a scoring is told, and whether it can be done: found before torch is imported."""
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from distseg.config import Config
-from distseg.data.file_kinds import is_volume, volume_stem
+from distseg.data.file_kinds import is_picture, is_volume, number_of, volume_stem
 from distseg.data.store import Case, Slices, Store, open_store, split_slices, with_labels
 from distseg.errors import DistsegError
 from distseg.runs.folder import RunFolder, check_members, open_run
@@ -38,7 +39,7 @@ class RunToScore:
 class MasksToScore:
     """Masks that something else made, one for each case of a split."""
 
-    files: Mapping[str, Path]
+    files: Mapping[str, Sequence[Path]]
     """of each case, by its id"""
     folder: Path
     config: Config
@@ -115,14 +116,29 @@ def _check_unseen(members: Sequence[tuple[RunFolder, Config]], store: Store, cas
             )
 
 
-def _mask_files(folder: Path, cases: Sequence[Case]) -> dict[str, Path]:
-    found = {
-        unicodedata.normalize("NFC", volume_stem(path)): path for path in sorted(folder.iterdir()) if is_volume(path)
-    }
+def _mask_files(folder: Path, cases: Sequence[Case]) -> dict[str, tuple[Path, ...]]:
+    """The mask of each case, of any format and in folders however deep: a file, or pictures of its slices.
+
+    Raises:
+        DistsegError: a case without a mask, or with two.
+    """
+    ids = {case.id for case in cases}
+    found: dict[str, list[Path]] = {}
+    for path in sorted(path for path in folder.rglob("*") if is_volume(path) or is_picture(path)):
+        if path.is_relative_to(folder / "eval"):  # that evaluate writes into the folder
+            continue
+        name = unicodedata.normalize("NFC", path.stem if is_picture(path) else volume_stem(path))
+        numbered = re.sub(r"_\d+$", "", name)
+        found.setdefault(numbered if is_picture(path) and name not in ids else name, []).append(path)
     if missing := [case.id for case in cases if case.id not in found]:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DistsegError(
-            f"masks: got {folder} without {len(missing)} of {len(cases)} cases ({some}); each needs CASE.nii.gz or CASE.nii; "
+            f"masks: got {folder} without {len(missing)} of {len(cases)} cases ({some}); each needs CASE.nii.gz, or .mha, .nrrd and the like; "
             "predict them, or choose another --split or data.fold"
         )
-    return found
+    for case in cases:
+        if len(files := found[case.id]) > 1 and not all(map(is_picture, files)):
+            raise DistsegError(
+                f"masks: got {files[0]} and {files[1]} for case {case.id}; it has one mask; move the other away"
+            )
+    return {case.id: tuple(sorted(found[case.id], key=number_of)) for case in cases}

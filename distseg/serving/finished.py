@@ -23,7 +23,7 @@ class Finished:
     Args:
         folder: of the masks, which nobody else writes into.
         tasks: what is wanted now.
-        outputs: names of the files that each of them, in order, will have.
+        outputs: names of the files that each of them, in order, will have, relative to the folder.
         made_by: digest of the model and of the options that change a file.
 
     Raises:
@@ -51,7 +51,7 @@ class Finished:
         for task in changed:
             for name in self.lines.pop(task.name)["files"]:
                 (folder / name).unlink(missing_ok=True)
-        for leftover in folder.glob(".partial-*"):
+        for leftover in folder.rglob(".partial-*"):
             if leftover.is_file():
                 leftover.unlink()  # of a process that was killed
         self._write()  # whole again: a line that a kill cut short would swallow the next
@@ -70,7 +70,7 @@ class Finished:
 
     def add(self, task: MaskTask, files: Sequence[Path], row: Mapping[str, Any]) -> None:
         """Notes a volume whose files are written."""
-        known = {path.name: _status(path) for path in files}
+        known = {str(path.relative_to(self.path.parent)): _status(path) for path in files}
         self._append({"volume": task.name, "made_of": self._made_of(task), "files": known, "row": dict(row)})
 
     def withdraw(self, task: MaskTask) -> None:
@@ -85,14 +85,18 @@ class Finished:
     def _is_whole(self, task: MaskTask) -> bool:
         """By sizes alone: a copy of the folder has other times."""
         line = self.lines[task.name]
-        files = {self.path.with_name(name): size for name, (size, _) in line["files"].items()}
+        files = {self.path.parent / name: size for name, (size, _) in line["files"].items()}
         if not files or line["made_of"] != self._made_of(task):
             return False
         return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
     def _edited(self, task: MaskTask) -> list[str]:
-        files = {self.path.with_name(name): status for name, status in self.lines[task.name]["files"].items()}
-        return [path.name for path, status in files.items() if path.is_file() and _status(path) != status]
+        files = {self.path.parent / name: status for name, status in self.lines[task.name]["files"].items()}
+        return [
+            str(path.relative_to(self.path.parent))
+            for path, status in files.items()
+            if path.is_file() and _status(path) != status
+        ]
 
     def _append(self, line: dict[str, Any]) -> None:
         self.lines[line["volume"]] = line

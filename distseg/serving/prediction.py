@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from distseg.bars import Bar, say
-from distseg.data.nifti import write_on_grid
 from distseg.data.volume import Volume, hounsfield
-from distseg.data.volume_files import read_volume
+from distseg.data.volume_files import read_volume, write_volume
 from distseg.errors import DistsegError
 from distseg.files import locked
 from distseg.regions import regions_by_width
 from distseg.serving.finished import TABLE, Finished
 from distseg.serving.model import Model
-from distseg.serving.work import MaskTask, Work
+from distseg.serving.work import SEG, MaskTask, Work
 from distseg.tables import write_csv
 
 LUNG = "lung"  # the region that affected shares are of
@@ -37,8 +36,10 @@ class Options:
 
     intensity: str = "auto"
     """of the volumes: auto, hu or grey"""
-    format: str = "nifti"
-    """of the mask: nifti or dicom-seg"""
+    format: str | None = None
+    """of the masks, see `find_work`"""
+    hu_offset: int = 0
+    """what was added to the HU of the volumes"""
     probabilities: str | None = None
     """of each region: float32, or uint8 in steps of 1/255; None: not written"""
     overlay: bool = False
@@ -62,7 +63,7 @@ class Predictor:
         """
         with _output(work):
             if work.folder is None:
-                for task, read in _read_ahead(work.tasks, self.options.intensity):
+                for task, read in _read_ahead(work.tasks, self.options):
                     self._predict_volume(task, read, "1/1")
             else:
                 with locked(work.folder / ".predict.lock", f"output: got {work.folder}"):
@@ -70,14 +71,14 @@ class Predictor:
 
     def _predict_folder(self, folder: Path, tasks: Sequence[MaskTask]) -> None:
         identity = json.dumps([self.model.identity, asdict(self.options)])
-        finished = Finished(folder, tasks, self._outputs(tasks), hashlib.sha256(identity.encode()).hexdigest())
+        finished = Finished(folder, tasks, self._outputs(folder, tasks), hashlib.sha256(identity.encode()).hexdigest())
         table = folder / TABLE
         table.unlink(missing_ok=True)  # until it is of these masks
         missing = [task for task in tasks if task not in finished]
         if len(missing) < len(tasks):
             print(f"{folder}: {len(tasks) - len(missing)} of {len(tasks)} volumes are done already")
         failed = []
-        for number, (task, read) in enumerate(_read_ahead(missing, self.options.intensity), start=1):
+        for number, (task, read) in enumerate(_read_ahead(missing, self.options), start=1):
             count = f"{number}/{len(missing)}"
             finished.begin(task)
             try:
@@ -94,9 +95,12 @@ class Predictor:
                 "what failed and run the same command again"
             )
 
-    def _outputs(self, tasks: Sequence[MaskTask]) -> list[list[str]]:
-        """Names of each volume's files; refuses two of one name."""
-        names = [[path.name for path in (*_beside(task, self.model, self.options), task.mask)] for task in tasks]
+    def _outputs(self, folder: Path, tasks: Sequence[MaskTask]) -> list[list[str]]:
+        """Names of each volume's files in the folder; refuses two of one name."""
+        names = [
+            [str(path.relative_to(folder)) for path in (*_beside(task, self.model, self.options), task.mask)]
+            for task in tasks
+        ]
         task_of: dict[str, MaskTask] = {}
         for task, name in ((task, name) for task, own in zip(tasks, names, strict=True) for name in own):
             if (other := task_of.setdefault(name, task)) is not task:
@@ -108,7 +112,7 @@ class Predictor:
     def _predict_volume(self, task: MaskTask, read: Future[Read], count: str) -> tuple[list[Path], dict[str, Any]]:
         """From voxels to files and a line about them; gives the files and the row of volumes.csv."""
         volume, origin = read.result()
-        if self.options.format == "dicom-seg":
+        if task.mask.name.endswith(SEG):
             from distseg.data.dicom_seg import check_series  # slow to import, and few need it
 
             check_series(task.files)
@@ -122,7 +126,12 @@ class Predictor:
         say(f"{count} {task.mask}: {volumes_in_words(found)}; intensity {origin}, {elapsed_s:.1f} s")
         for note in volume.notes:
             say(f"note: {note}")
-        row = {"volume": task.name, "source": str(task.source), "mask": task.mask.name, "intensity": origin}
+        row = {
+            "volume": task.name,
+            "source": str(task.source),
+            "mask": str(Path(task.name).with_name(task.mask.name)),
+            "intensity": origin,
+        }
         return files, row | found
 
 
@@ -147,22 +156,22 @@ def _write(
 
             unless_whole.callback(beside[-1].unlink, missing_ok=True)
             draw_affected_slices(beside[-1], volume.values_ZYX, mask_ZYX, regions, model.described.labels, task.name)
-        if options.format == "dicom-seg":
+        if task.mask.name.endswith(SEG):
             from distseg.data.dicom_seg import write_segmentation
 
             by_width = {name: regions[name] for name in regions_by_width(regions)}
             write_segmentation(task.mask, mask_ZYX, task.files, by_width, model.described.weights_sha256)
         else:
-            write_on_grid(task.mask, mask_ZYX, volume)
+            write_volume(task.mask, mask_ZYX, volume, labels=model.described.labels)
         unless_whole.pop_all()
     return [*beside, task.mask]
 
 
 def _write_probability(path: Path, probability_ZYX: np.ndarray, volume: Volume, dtype: str) -> None:
     if dtype == "uint8":
-        write_on_grid(path, np.rint(probability_ZYX * 255).astype(np.uint8), volume, scale=1 / 255)
+        write_volume(path, np.rint(probability_ZYX * 255).astype(np.uint8), volume, scale=1 / 255)
     else:
-        write_on_grid(path, probability_ZYX.astype(np.float32), volume)
+        write_volume(path, probability_ZYX.astype(np.float32), volume)
 
 
 def measure(
@@ -197,29 +206,27 @@ def volumes_in_words(found: Mapping[str, float | None]) -> str:
             name = key.removesuffix("_ml")
             share = found.get(f"{name}_percent_of_lung")
             parts.append(f"{name} {value:.1f} ml" + ("" if share is None else f" ({share:.1f} % of the lung)"))
-    return ", ".join(parts)
+    return ", ".join(parts) or "no millilitres without a spacing"
 
 
-def _read_ahead(tasks: Sequence[MaskTask], intensity: str) -> Iterator[tuple[MaskTask, Future[Read]]]:
+def _read_ahead(tasks: Sequence[MaskTask], options: Options) -> Iterator[tuple[MaskTask, Future[Read]]]:
     """The volumes in order; a thread reads the next one while the caller works on the present one."""
     with ThreadPoolExecutor(1) as pool:
-        following = [pool.submit(_read, task, intensity) for task in tasks[:1]]
+        following = [pool.submit(_read, task, options) for task in tasks[:1]]
         for index, task in enumerate(tasks):
             volume = following.pop()
             volume.exception()  # read to the end: two volumes wait in memory, not three
-            following += [pool.submit(_read, other, intensity) for other in tasks[index + 1 : index + 2]]
+            following += [pool.submit(_read, other, options) for other in tasks[index + 1 : index + 2]]
             yield task, volume
 
 
-def _read(task: MaskTask, intensity: str) -> Read:
-    if not task.files:
-        raise DistsegError(f"input: got {task.source} without a DICOM file; each folder holds a series; move it away")
-    return in_hu(read_volume(task.files), intensity)
+def _read(task: MaskTask, options: Options) -> Read:
+    return in_hu(read_volume(task.files), options.intensity, options.hu_offset)
 
 
-def in_hu(volume: Volume, intensity: str) -> Read:
+def in_hu(volume: Volume, intensity: str, hu_offset: int = 0) -> Read:
     """The volume with int16 HU for values, and where they came from; see `hounsfield`."""
-    hu_ZYX, origin = hounsfield(volume, intensity)
+    hu_ZYX, origin = hounsfield(volume, intensity, hu_offset)
     return replace(volume, values_ZYX=hu_ZYX), origin
 
 

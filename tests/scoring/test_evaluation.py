@@ -9,15 +9,18 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from PIL import Image
 
 from distseg.config_files import load_config
+from distseg.data.nifti import read_nifti
 from distseg.data.store import open_store
 from distseg.errors import DistsegError
 from distseg.files import locked, write_json
 from distseg.regions import write_order
 from distseg.runs.folder import CASES
-from distseg.scoring.evaluation import evaluate_run
+from distseg.scoring.evaluation import evaluate_masks, evaluate_run
 from distseg.serving.exporting import ExportOptions, export_run
 
 Run = Callable[..., Any]
@@ -62,6 +65,22 @@ def test_masks_of_anything_are_scored_as_a_run_s_own(
     shutil.copy(second, first)
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), second)
     assert "must lie on its volume's grid" in run_command(*words, ok=False).stderr
+
+
+def test_masks_may_be_of_any_format_in_folders_however_deep(
+    run_of_two_cases: Path, store: Path, tmp_path: Path
+) -> None:
+    config, masks = load_config(run_of_two_cases / "config.yaml"), tmp_path / "masks"
+    own = evaluate_run(run_of_two_cases, "val")["regions"]
+    first, second = sorted((run_of_two_cases / "eval/val/masks").iterdir())
+    (masks / "a/b").mkdir(parents=True)
+    sitk.WriteImage(sitk.ReadImage(str(first)), str(masks / "a/b" / first.name.replace(".nii.gz", ".mha")))
+    for z, slice_YX in enumerate(read_nifti(second).values_ZYX):  # pictures of slices
+        Image.fromarray(slice_YX).save(masks / f"{second.name.removesuffix('.nii.gz')}_{z + 5}.png")
+    assert evaluate_masks(masks, "val", store, config)["regions"] == own
+    shutil.copy(first, masks / first.name)
+    with pytest.raises(DistsegError, match="for case .*; it has one mask; move the other away"):
+        evaluate_masks(masks, "val", store, config)
 
 
 def test_post_processing_is_chosen_on_validation_and_used_from_then_on(

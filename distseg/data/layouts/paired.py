@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from distseg.data.file_kinds import is_dicom, is_picture, is_volume, left_out_in_words
+from distseg.data.file_kinds import entries_of, is_dicom, is_picture, is_volume, left_out_in_words, number_of
 from distseg.data.label_names import DATASET, Names, as_label, names_of_maps, numbered
 from distseg.data.layouts.source import (
     CaseSource,
@@ -17,7 +17,6 @@ from distseg.data.layouts.source import (
     kept_apart,
     label_map,
     mask_of_label,
-    number_of,
     patient_of_files,
 )
 from distseg.data.layouts.tree import STORE_JSON, Tree, parted
@@ -124,7 +123,7 @@ def _cases_in(folder: Path, left_out: list[Path], endings: Sequence[str]) -> Fil
         left_out: gets what is none of these.
         endings: one of them is no part of the cases' names where all have it.
     """
-    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    paths = entries_of(folder)
     stems = {path: path.name if path.is_dir() else parted(path.name)[0] for path in paths}
     files = [path for path in paths if path.is_file() and (is_volume(path) or is_picture(path))]
     ending = next((e for e in endings if files and all(stems[path].lower().endswith(e) for path in files)), "")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import read_patient_id
-from distseg.data.file_kinds import is_dicom, is_picture, is_volume, series_files
+from distseg.data.file_kinds import is_dicom, is_picture, is_volume, number_of, series_files
 from distseg.data.label_names import KNOWN, as_label
 from distseg.errors import DistsegError
 
@@ -163,12 +163,6 @@ def files_of_folder(folder: Path, left_out: list[Path]) -> tuple[Path, ...]:
         return files
     left_out += [path for path in beside if path not in pictures]
     return pictures
-
-
-def number_of(path: Path) -> tuple[int, str]:
-    """Pictures sort by their last number (slice_9 before slice_10), other files by name."""
-    digits = re.findall(r"\d+", path.stem)
-    return (int(digits[-1]) if digits and is_picture(path) else 0, path.name)
 
 
 def in_order_of(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Path, ...]:

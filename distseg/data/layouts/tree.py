@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from distseg.data.file_kinds import PICTURES, SUFFIXES, is_dicom, is_picture, is_volume
-from distseg.data.layouts.source import files_of_folder, number_of
+from distseg.data.file_kinds import PICTURES, SUFFIXES, is_data_of_header, is_dicom, is_picture, is_volume, number_of
+from distseg.data.layouts.source import files_of_folder
 from distseg.errors import DistsegError
 
 STORE_JSON = "store.json"  # a store may lie inside its source
@@ -59,7 +59,7 @@ class Tree:
             files += [
                 Name(self.root / (prefix + name), *_as_written(*parted(prefix + name)))
                 for name in sorted(names)
-                if not name.startswith(".")
+                if not name.startswith(".") and not is_data_of_header(Path(folder, name))
             ]
         return files, folders
 
