@@ -48,7 +48,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "predict",
         __doc__,
         "distseg predict model volume.nii.gz mask.nii.gz",
-        "distseg predict model volumes masks --overlay",
         "distseg predict model scan.mha other.nrrd masks --format source",
         usage="%(prog)s RUN_OR_MODEL IN [IN ...] OUT [options] | %(prog)s --server URL IN [IN ...] OUT [options]",
     )

@@ -31,7 +31,8 @@ WHOLE = 1e-3  # how far rounding may take a label from its whole number: scaled 
 GRID_TOLERANCE = 0.1  # of a voxel, at the corners of two volumes on one grid: headers round positions
 HIGHEST_HU = 32767  # what int16 holds; dense metal stays below it
 TISSUE_AND_AIR_HU = (-200, 300)  # a CT has values below the first, lung or air, and spans more than the second
-OFFSETS, HIGHEST_CT_HU = (1024, 1000, 32768), 4096  # that converters add to HU for files without a sign
+OFFSETS = (1024, 32768)  # that converters add to HU for files without a sign
+PADDED, HIGHEST_CT_HU = 3072, 4096  # how far such values reach below and above the offset
 GREY_RESAMPLED = (-64, 320)  # how far a spline may leave grey 0..255
 
 
@@ -178,7 +179,9 @@ def hounsfield(volume: Volume, intensity: str = "auto", offset: int = 0) -> tupl
         return np.rint(hu).astype(np.int16), f"grey_{low_hu}_{high_hu}"
     is_hu = low < TISSUE_AND_AIR_HU[0] and high - low > TISSUE_AND_AIR_HU[1]
     if not (is_hu or intensity == "hu") or low < -HIGHEST_HU - 1 or high > HIGHEST_HU:
-        fitting = [n for n in OFFSETS if 0 <= low < n + TISSUE_AND_AIR_HU[0] and high - n <= HIGHEST_CT_HU]
+        fitting = [
+            n for n in OFFSETS if max(0, n - PADDED) <= low < n + TISSUE_AND_AIR_HU[0] and high - n <= HIGHEST_CT_HU
+        ]
         if fitting and not offset:
             raise DistsegError(
                 f"{got}, no HU and no grey 0..255, but likely HU plus {fitting[0]}; say --hu-offset {fitting[0]}, or another number"
