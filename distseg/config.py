@@ -144,7 +144,10 @@ class DataConfig:
     image_size: Side = 256
     """side of the square images the network trains on, pixels"""
     fit: Literal["resize", "crop"] = "resize"
-    """how a slice becomes an image: its longer side scaled to image_size, or a window of image_size at native scale"""
+    """how a slice becomes an image: its longer side scaled to image_size, or a window of image_size at native scale, or at
+    spacing_mm"""
+    spacing_mm: Positive | None = None
+    """mm that a pixel of the image has, whatever the slice's have; so a lesion has one size to the network in any field of view"""
     windows_hu: Annotated[tuple[Window, ...], Field(min_length=1)] = ((-1250.0, 250.0),)
     """each maps HU to [0, 1], clipped outside, and makes a channel"""
     neighbours: CountOrZero = 0
@@ -176,6 +179,10 @@ class DataConfig:
         _refuse_unless(
             not focused or self.fit == "crop", "data.augment.focus_probability", self.augment.focus_probability,
             "only a crop can lie around something; set data.fit=crop",
+        )  # fmt: skip
+        _refuse_unless(
+            self.spacing_mm is None or self.fit == "crop", "data.spacing_mm", self.spacing_mm,
+            "images of one pixel size are windows of the slice; set data.fit=crop",
         )  # fmt: skip
 
 

@@ -91,6 +91,14 @@ def not_negative(text: str) -> float:
     return value
 
 
+def positive_float(text: str) -> float:
+    """argparse type for sizes: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text}; must be a finite number above 0")
+    return value
+
+
 def positive_int(text: str) -> int:
     """argparse type for counts: an integer of at least 1."""
     value = int(text)

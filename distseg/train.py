@@ -142,7 +142,7 @@ def _train(
         no_checkpoint = " (--resume: no complete checkpoint there)" if resume and not step else ""
         print(f"{folder.root} {start}{no_checkpoint}: {describe_training(trainer, slices)}", flush=True)
         world, precision = accelerator.num_processes, accelerator.mixed_precision
-        environment = describe_environment(world, precision, trainer.strategy.name)
+        environment = describe_environment(world, precision, trainer.strategy.name) | {"seen": slices.train.sizes_mm()}
         folder.begin(config, trainer.progress, slices.cases, environment)
 
     on_main(accelerator, begin)

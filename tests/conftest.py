@@ -224,13 +224,16 @@ def shift_heads(run: Path, shares: Sequence[float]) -> None:
 
     from distseg.runs.folder import open_run
     from distseg.runs.trained import load_best
-    from distseg.serving.verification import read_samples
+    from distseg.serving.verification import pixel_mm_of, read_samples
 
     folder, config = open_run(run)
     segmenter = load_best(folder, config)[1]
     with torch.inference_mode():
-        hu_NCHW = torch.cat([sample.hu_NCHW for sample in read_samples(config)])
-        logits_RP = torch.logit(segmenter(hu_NCHW)[1]).transpose(0, 1).flatten(1)
+        probabilities = [
+            segmenter(sample.hu_NCHW, *pixel_mm_of(segmenter, sample.case, len(sample.z)))[1]
+            for sample in read_samples(config)
+        ]
+        logits_RP = torch.logit(torch.cat(probabilities)).transpose(0, 1).flatten(1)
     with safe_open(folder.best_weights, "pt") as file:
         metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     (bias,) = (name for name in state if name.startswith("heads.") and name.endswith("bias"))

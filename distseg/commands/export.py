@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distseg.commands.arguments import check_choice, command_parser, overrides_of_run
-from distseg.errors import DistsegError, not_negative, one_line_errors, positive_int
+from distseg.errors import DistsegError, not_negative, one_line_errors, positive_float, positive_int
 from distseg.serving.formats import FORMATS
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -44,6 +44,7 @@ def export(
     *,
     format: str = "torchscript",
     size: Sequence[int] = (512, 512),
+    pixel_mm: Sequence[float] | None = None,
     precision: str = "auto",
     dice_tolerance: float = 0.002,
     frozen: bool = False,
@@ -59,6 +60,7 @@ def export(
         overrides: `evaluate.key=value` over the run's configuration.
         format: "torchscript" (any size of slices), "pt2" or "onnx" (one `size`).
         size: height and width of the slices of pt2 and onnx.
+        pixel_mm: sizes of their pixels, down and across, where the run has a data.spacing_mm (pt2 and onnx).
         precision: of convolutions: "float32", "bfloat16", "float16", or "auto": bfloat16 where Dice stays within the
             tolerance, else float32.
         dice_tolerance: largest change of a region's Dice, at least 0.
@@ -87,6 +89,10 @@ def export(
     check_choice("precision", precision, PRECISIONS)
     if len(size) != 2 or min(size) < 1:
         raise DistsegError(f"size: got {size!r}; it must be height and width in pixels; give e.g. (512, 512)")
+    if pixel_mm is not None and (len(pixel_mm) != 2 or not all(0 < mm < float("inf") for mm in pixel_mm)):
+        raise DistsegError(
+            f"pixel_mm: got {pixel_mm!r}; it must be two sizes above 0, down and across; give e.g. (0.7, 0.7)"
+        )
     if not 0 <= dice_tolerance < float("inf"):
         raise DistsegError(
             f"dice_tolerance: got {dice_tolerance}; it must be a finite number of at least 0; give e.g. 0.002"
@@ -97,6 +103,7 @@ def export(
         dice_tolerance=dice_tolerance,
         frozen=frozen,
         size=(size[0], size[1]),
+        pixel_mm=(pixel_mm[0], pixel_mm[1]) if pixel_mm is not None else None,
         depth=depth,
         ensemble=[Path(other) for other in ensemble],
     )
@@ -139,6 +146,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=(512, 512),
         metavar=("H", "W"),
         help="of pt2, onnx (default 512 512)",
+    )
+    parser.add_argument(
+        "--pixel-mm",
+        nargs=2,
+        type=positive_float,
+        metavar=("Y", "X"),
+        help="of their pixels, where the run has a data.spacing_mm (pt2, onnx)",
     )
     parser.add_argument(
         "--precision",

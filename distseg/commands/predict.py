@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distseg.commands.arguments import command_parser
-from distseg.errors import one_line_errors, positive_int
+from distseg.errors import one_line_errors, positive_float, positive_int
 
 
 @one_line_errors
@@ -38,7 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = open_server(args.server, probabilities=args.probabilities is not None)
     else:
         model = open_model(args.model, inference_device())
-    options = Options(args.intensity, args.format, args.hu_offset, args.probabilities, args.overlay)
+    options = Options(
+        args.intensity,
+        args.format,
+        args.hu_offset,
+        args.pixel_mm and tuple(args.pixel_mm),
+        args.probabilities,
+        args.overlay,
+    )
     Predictor(model, options, args.batch_size).predict(work)
     return 0
 
@@ -73,6 +80,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--hu-offset", type=int, default=0, metavar="N", help="values are HU plus N, e.g. 1024 in 16-bit pictures"
+    )
+    parser.add_argument(
+        "--pixel-mm",
+        nargs=2,
+        type=positive_float,
+        metavar=("Y", "X"),
+        help="of volumes that do not say it: down and across",
     )
     args = parser.parse_intermixed_args(argv)
     args.model, *paths = [None, *args.paths] if args.server else args.paths

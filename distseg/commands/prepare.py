@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distseg.commands.arguments import check_choice, command_parser
-from distseg.errors import DistsegError, one_line_errors, positive_int
+from distseg.errors import DistsegError, one_line_errors, positive_float, positive_int
 
 if TYPE_CHECKING:
     from distseg.data.masks import Readers
@@ -50,6 +50,7 @@ def prepare(
     readers: "Readers" = "union",
     intensity: str = "auto",
     hu_offset: int = 0,
+    pixel_mm: Sequence[float] | None = None,
     workers: int | None = None,
     cluster: str | None = None,
 ) -> "Store":
@@ -71,6 +72,7 @@ def prepare(
         readers: what several mask files of a volume become: their "union", what a "majority" has, or the "first".
         intensity: of the volumes: "hu", "grey" or "auto" (by their values).
         hu_offset: what was added to HU where files hold no values below 0, such as 1024 of 16-bit pictures.
+        pixel_mm: sizes of pixels, down and across, of volumes that do not say it (pictures).
         workers: processes; None: one a core.
         cluster: tcp://HOST:PORT of a dask scheduler whose workers do the reading.
 
@@ -115,6 +117,7 @@ def prepare(
         readers=readers,
         intensity=intensity,
         hu_offset=hu_offset,
+        pixel_mm=(pixel_mm[0], pixel_mm[1]) if pixel_mm else None,
         workers=workers or os.cpu_count() or 1,
         cluster=cluster,
     )
@@ -208,6 +211,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="several mask files of a volume: what becomes of them (default union)",
     )
     parser.add_argument("--intensity", choices=INTENSITIES, default="auto", help="of the volumes (default auto)")
+    parser.add_argument(
+        "--pixel-mm",
+        nargs=2,
+        type=positive_float,
+        metavar=("Y", "X"),
+        help="of volumes that do not say it: down and across",
+    )
     parser.add_argument(
         "--hu-offset", type=int, default=0, metavar="N", help="values are HU plus N, e.g. 1024 in 16-bit pictures"
     )

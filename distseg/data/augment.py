@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from distseg.config import AugmentConfig
 from distseg.data.plan import AUGMENT_STREAM, ELASTIC_STREAM, philox
+from distseg.geometry import working_size
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def sampling_matrix(
     fit: Literal["resize", "crop"],
     draw: Draw | None = None,
     focus_yx: tuple[int, int] | None = None,
+    pixel_mm: tuple[float, float] = (0.0, 0.0),
+    spacing_mm: float = 0.0,
 ) -> np.ndarray:
     """The affine map from output pixels to source pixels: fit, flip, rotation, scale, shear and shift in one resampling.
 
@@ -85,23 +88,29 @@ def sampling_matrix(
     Args:
         shape: rows, columns of the slice.
         image_size: side of the output, pixels.
-        fit: "resize" scales the longer side to image_size, "crop" keeps the native scale.
+        fit: "resize" scales the longer side to image_size, "crop" keeps the native scale, or takes that of `spacing_mm`.
         draw: augmentation; None: none, and a crop is the central one.
         focus_yx: pixel that a crop lies around: anywhere in its middle half, as far as the slice has room.
+        pixel_mm: of the slice, down and across.
+        spacing_mm: of the image; 0: sizes in mm do not count.
 
     Returns:
         float32 (2, 3).
     """
     rows, columns = shape
-    scale = max(rows, columns) / image_size if fit == "resize" else 1.0
-    linear = np.eye(2) * scale
+    height, width = working_size(rows, columns, *pixel_mm, image_size if fit == "resize" else 0, spacing_mm)
+    # Resized images keep their shape to the last bit of a pixel; rounded sizes would stretch the shorter side.
+    scale = (
+        np.full(2, max(rows, columns) / image_size) if fit == "resize" else np.array([columns / width, rows / height])
+    )
+    linear = np.diag(scale)
     centre_source = np.array([columns, rows]) / 2
     if draw is not None:
         linear = linear @ draw.linear
-        room = np.maximum(0, centre_source - image_size / 2) if fit == "crop" else np.zeros(2)
+        room = np.maximum(0, centre_source - scale * image_size / 2) if fit == "crop" else np.zeros(2)
         away = room * draw.crop
         if focus_yx is not None:
-            around = np.array(focus_yx[::-1]) + 0.5 + np.array(draw.crop) * image_size / 4
+            around = np.array(focus_yx[::-1]) + 0.5 + np.array(draw.crop) * scale * image_size / 4
             away = np.clip(around - centre_source, -room, room)
         centre_source = centre_source + away + np.array(draw.shift) * image_size * scale
     offset = centre_source - linear @ np.full(2, image_size / 2)

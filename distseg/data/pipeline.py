@@ -218,7 +218,10 @@ class SliceLoader:
     def _inputs_of(self, files: SliceFiles, draw: Draw | None) -> tuple[np.ndarray, ...]:
         size = self._data.image_size
         focus = None if draw is None or draw.focus is None else files.focus(self._focus_labels, draw.focus)
-        matrix = sampling_matrix(files.shape, size, self._data.fit, draw, focus)
+        spacing_mm = self._data.spacing_mm or 0.0
+        matrix = sampling_matrix(
+            files.shape, size, self._data.fit, draw, focus, files.pixel_mm or (0.0, 0.0), spacing_mm
+        )
         side = size if draw is None else max(1, round(size * draw.resolution))
         coarse_matrix = matrix * np.array([size / side, size / side, 1], np.float32)
         numbers = np.zeros(WINDOWS, np.float32)

@@ -69,6 +69,7 @@ class Reading:
     labels: Mapping[str, int]
     intensity: str
     hu_offset: int
+    pixel_mm: tuple[float, float] | None
     readers: Readers
 
 
@@ -81,6 +82,7 @@ def prepare_store(
     readers: Readers = "union",
     intensity: str = "auto",
     hu_offset: int = 0,
+    pixel_mm: tuple[float, float] | None = None,
     workers: int = 1,
     cluster: str | None = None,
 ) -> tuple[Store, tuple[str, ...]]:
@@ -96,6 +98,7 @@ def prepare_store(
         root: folder of the store.
         rule: of the folds.
         intensity, hu_offset: see `hounsfield`.
+        pixel_mm: of volumes that do not say it: down and across.
         workers: processes on this machine.
         cluster: address of a dask scheduler whose workers see `src` and `root` under the same paths; None: this machine.
 
@@ -115,7 +118,7 @@ def prepare_store(
         building = root if in_place else beside(root, ".preparing")
         with _executor(cluster, min(workers, len(source.cases))) as executor:
             cases, notes = _prepare_cases(
-                source, Reading(source.root, building, source.labels, intensity, hu_offset, readers), executor
+                source, Reading(source.root, building, source.labels, intensity, hu_offset, pixel_mm, readers), executor
             )
         notes += _notes_on_images(source, building, cases)
         folds = _folds(source, cases, rule)
@@ -234,6 +237,7 @@ def prepare_case(source: CaseSource, reading: Reading) -> tuple[Case, tuple[str,
     digests = {relative_name(files, reading.src): _sha256_of_files(files) for files in _files_of(source)}
     made_from = [STORE_VERSION, digests, source.slice_index, source.patient, dict(reading.labels), reading.intensity]
     made_from += [reading.hu_offset] if reading.hu_offset else []
+    made_from += [["pixels", *reading.pixel_mm]] if reading.pixel_mm else []
     made_from += [reading.readers] if any(len(mask.files) > 1 for mask in source.masks) else []
     made_from += [] if source.is_annotated else ["not annotated"]
     made_from += [[dict(mask.label_of_value), dict(mask.label_of_segment)] for mask in source.masks]
@@ -252,6 +256,7 @@ def prepare_case(source: CaseSource, reading: Reading) -> tuple[Case, tuple[str,
         folder=str(folder),
         shape=hu_ZYX.shape,
         spacing_mm=volume.spacing_mm,
+        pixel_mm=None if volume.spacing_mm else reading.pixel_mm,
         intensity=origin,
         hu_range=(int(hu_ZYX.min()), int(hu_ZYX.max())),
         label_voxels={name: int(np.count_nonzero(label_ZYX == label)) for name, label in reading.labels.items()},

@@ -54,6 +54,13 @@ class Case:
     """voxels of each label"""
     slices_with: Mapping[str, tuple[tuple[int, int], ...]]
     """for each label the runs [first, end) of slices that hold it"""
+    pixel_mm: tuple[float, float] | None = None
+    """down, across, as the user says; None: spacing_mm has it, or nobody knows"""
+
+    @property
+    def pixel_size_mm(self) -> tuple[float, float] | None:
+        """Down and across; None: not known."""
+        return self.spacing_mm[1:] if self.spacing_mm else self.pixel_mm
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class SliceFiles:
     """of the case"""
     shape: tuple[int, int]
     """rows, columns"""
+    pixel_mm: tuple[float, float] | None = None
+    """down, across; None: not known"""
 
     def images(self, neighbours: int = 0) -> list[Path]:
         """The slice's HU file among those of its neighbours below and above; a case's end slices repeat."""
@@ -124,7 +133,17 @@ class Slices(Sequence[SliceFiles]):
         number = bisect_right(self._ends, place)
         case = self.cases[number]
         z = place - int(self._ends[number]) + case.shape[0]
-        return SliceFiles(f"{case.id}/{z:04d}", self._root / case.folder, z, case.shape[0], case.shape[1:])
+        return SliceFiles(
+            f"{case.id}/{z:04d}", self._root / case.folder, z, case.shape[0], case.shape[1:], case.pixel_size_mm
+        )
+
+    def sizes_mm(self) -> dict[str, list[float]]:
+        """Least and most of their pixels (pixel_mm) and of their longer sides (field_mm); none where no case says it."""
+        known = [(case.pixel_size_mm, case.shape[1:]) for case in self.cases if case.pixel_size_mm]
+        pixels = [max(sizes) for sizes, _ in known]
+        fields = [max(mm * n for mm, n in zip(sizes, shape, strict=True)) for sizes, shape in known]
+        found = {"pixel_mm": pixels, "field_mm": fields} if known else {}
+        return {name: [round(min(mm), 4), round(max(mm), 4)] for name, mm in found.items()}
 
     def by_case(self) -> Iterator[tuple[Case, np.ndarray]]:
         """Each case with the numbers of its slices that are here, ascending."""
@@ -257,6 +276,11 @@ def settled(config: Config, store: Store) -> Config:
     if not config.regions and held:  # a label that no case holds cannot be learned
         config = dataclasses.replace(config, regions=_of_held(store.regions, held) or own_regions(held))
     config = with_labels(config, store.labels, str(store.root))
+    if config.data.spacing_mm and (unknown := [case.id for case in store.cases if case.pixel_size_mm is None]):
+        raise DistsegError(
+            f"data.spacing_mm: got {config.data.spacing_mm}; case {unknown[0]} of {store.root} does not say how large its pixels are "
+            f"({len(unknown)} so); prepare it with --pixel-mm Y X, or leave data.spacing_mm out"
+        )
     data, augment = config.data, config.data.augment
     focus = data.focus_region or rarest_region(config, store) if data.focuses else None
     sided = one_sided({region: tuple(map(str, names)) for region, names in config.regions.items()})

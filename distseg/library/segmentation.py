@@ -125,7 +125,9 @@ class SegmentationModel:
         hu, _ = in_hu(given.volume, intensity)
         model = self._with_probabilities() if probabilities else self._model
         with Bar(given.volume.path.name, len(hu.values_ZYX), "slice", brief=True) as bar:
-            mask_ZYX, probability_RZYX = model.segment(hu.values_ZYX, self._batch_size, bar.update)
+            mask_ZYX, probability_RZYX = model.segment(
+                hu.values_ZYX, self._batch_size, bar.update, hu.spacing_mm[1:] if hu.spacing_mm else None
+            )
         found = measure(mask_ZYX, self.regions, hu.spacing_mm)
         sizes = {name: ml for name in self.regions if (ml := found[f"{name}_ml"]) is not None}
         return Segmentation(

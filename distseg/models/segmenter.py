@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from distseg.config import AIR_HU
+from distseg.geometry import working_size
 from distseg.models.label_map import LabelMap
 
 
 class HuSegmenter(nn.Module):
     """HU slices of any size to labels at the same size.
 
-    Each slice is scaled so that its longer side is `image_size` (0: kept), padded with air at the right and bottom to
+    Each slice is scaled so that its longer side is `image_size` (0: kept) or its pixels have `spacing_mm`, padded with air at the right and bottom to
     what the network's stride divides, windowed, segmented; the logits are cropped and scaled back.
 
     Args:
@@ -27,7 +28,10 @@ class HuSegmenter(nn.Module):
         image_size: longer side the network works at, pixels; 0 for the slice's own.
         stride: what h and w are multiples of.
         label_map: probabilities of regions -> labels.
+        spacing_mm: of a pixel that the network sees; 0: sizes in mm do not count.
     """
+
+    fixed_pixel_mm: list[float]
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class HuSegmenter(nn.Module):
         image_size: int,
         stride: int,
         label_map: LabelMap,
+        spacing_mm: float = 0.0,
     ):
         super().__init__()
         self.network = network
@@ -47,12 +52,17 @@ class HuSegmenter(nn.Module):
         self.image_size = image_size
         self.stride = stride
         self.label_map = label_map
+        self.spacing_mm = spacing_mm
+        self.fixed_pixel_mm = []  # down, across: of the slices of a file that is told no sizes
 
-    def forward(self, hu_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, hu_BCHW: torch.Tensor, pixel_mm_B2: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Segments slices.
 
         Args:
             hu_BCHW: int16, Hounsfield units; C = n_slices: the slice between its neighbours, from below to above.
+            pixel_mm_B2: float32, sizes of each slice's pixels, down and across; for models with a `spacing_mm` alone.
 
         Returns:
             mask: uint8 labels (B, 1, H, W).
@@ -63,14 +73,48 @@ class HuSegmenter(nn.Module):
         if hu_BCHW.dim() != 4 or hu_BCHW.shape[1] != self.n_slices or hu_BCHW.numel() == 0:
             raise ValueError(f"input: must have shape (N, {self.n_slices}, H, W), none of them 0; reshape it")
         height, width = hu_BCHW.shape[2], hu_BCHW.shape[3]
+        if self.spacing_mm <= 0:
+            h, w = working_size(height, width, 0.0, 0.0, self.image_size, 0.0)
+            return self.segment(hu_BCHW, h, w)
+        if len(self.fixed_pixel_mm) == 2:
+            y_mm, x_mm = self.fixed_pixel_mm[0], self.fixed_pixel_mm[1]
+            h, w = working_size(height, width, y_mm, x_mm, 0, self.spacing_mm)
+            return self.segment(hu_BCHW, h, w)
+        if pixel_mm_B2 is None:
+            raise ValueError("PIXEL_MM: this model needs sizes of pixels, float32 (N, 2), down and across; send them")
+        if pixel_mm_B2.dim() != 2 or pixel_mm_B2.shape[0] != hu_BCHW.shape[0] or pixel_mm_B2.shape[1] != 2:
+            raise ValueError("PIXEL_MM: must have shape (N, 2), as many as slices; reshape it")
+        return self.segment_sizes(hu_BCHW, pixel_mm_B2)
+
+    def segment_sizes(self, hu_BCHW: torch.Tensor, pixel_mm_B2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slices of several pixel sizes: those that become one size are segmented together."""
+        height, width = hu_BCHW.shape[2], hu_BCHW.shape[3]
+        if not bool((pixel_mm_B2 > 0).all()):  # NaN too
+            raise ValueError("PIXEL_MM: must be above 0; send mm")
+        sizes: list[list[int]] = []
+        for mm in pixel_mm_B2.cpu():
+            h, w = working_size(height, width, float(mm[0]), float(mm[1]), 0, self.spacing_mm)
+            sizes.append([h, w])
+        size_B2 = torch.tensor(sizes)
+        masks, probabilities, places = [], [], []
+        for size in torch.unique(size_B2, dim=0):
+            place = (size_B2 == size).all(dim=1).nonzero()[:, 0].to(hu_BCHW.device)
+            mask, probability = self.segment(hu_BCHW[place], int(size[0]), int(size[1]))
+            masks.append(mask)
+            probabilities.append(probability)
+            places.append(place)
+        back = torch.argsort(torch.cat(places))
+        return torch.cat(masks)[back], torch.cat(probabilities)[back]
+
+    def segment(
+        self, hu_BCHW: torch.Tensor, working_height: int, working_width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slices that become one size."""
+        height, width = hu_BCHW.shape[2], hu_BCHW.shape[3]
+        is_resized = self.image_size > 0 or self.spacing_mm > 0
         hu = hu_BCHW.float().clamp(min=self.air_hu)  # what scanners pad with, -2048 and the like, is air
-        if self.image_size > 0:
-            longer = max(height, width)
-            size = [
-                max(1, (height * self.image_size + longer // 2) // longer),
-                max(1, (width * self.image_size + longer // 2) // longer),
-            ]
-            hu = F.interpolate(hu, size=size, mode="bilinear", align_corners=False)
+        if is_resized:
+            hu = F.interpolate(hu, size=[working_height, working_width], mode="bilinear", align_corners=False)
         h, w = hu.shape[2], hu.shape[3]
         hu = F.pad(hu, [0, -w % self.stride, 0, -h % self.stride], value=self.air_hu)
         channels = [
@@ -78,7 +122,7 @@ class HuSegmenter(nn.Module):
             for low, high in zip(self.low_hu, self.high_hu)  # noqa: B905 (scripting knows no strict=)
         ]
         logits = self.network(torch.cat(channels, dim=1))[:, :, :h, :w].float()
-        if self.image_size > 0:
+        if is_resized:
             logits = F.interpolate(logits, size=[height, width], mode="bilinear", align_corners=False)
         probability = torch.sigmoid(logits)
         return self.label_map(probability), probability
@@ -94,7 +138,8 @@ def build_segmenter(
     fit: str,
     threshold: float,
     regions: Mapping[str, Sequence[int]],
+    spacing_mm: float | None = None,
 ) -> HuSegmenter:
-    """The segmenter of a network trained on whole slices (`fit` resize) or on windows at native scale (crop)."""
+    """The segmenter of a network trained on whole slices (`fit` resize) or on windows at native scale (crop), or at one pixel size."""
     side = image_size if fit == "resize" else 0
-    return HuSegmenter(network, windows_hu, n_slices, side, stride, LabelMap(regions, threshold))
+    return HuSegmenter(network, windows_hu, n_slices, side, stride, LabelMap(regions, threshold), spacing_mm or 0.0)

@@ -32,7 +32,7 @@ FREE_ON_RESUME = (*PACE_KEYS, "train.epochs", "train.max_steps", "train.batch_si
                   "train.max_skipped_steps", "evaluate.", "output_dir")  # fmt: skip
 
 # What the members of an ensemble must agree in: they are given the same image.
-SAME_IN_ENSEMBLE = ("data.windows_hu", "data.neighbours", "data.image_size", "data.fit", "regions")
+SAME_IN_ENSEMBLE = ("data.windows_hu", "data.neighbours", "data.image_size", "data.fit", "data.spacing_mm", "regions")
 
 CASES = "cases.json"  # of a run's splits
 SplitCases = Mapping[str, Mapping[str, str]]
@@ -75,6 +75,11 @@ class RunFolder:
         """That the run was trained on (train) or validated on (val); none before it has begun."""
         path = self.root / CASES
         return sorted(set(json.loads(path.read_text())[split].values())) if path.is_file() else []
+
+    def seen(self) -> dict[str, list[float]]:
+        """Ranges in mm of what training showed, see `Slices.sizes_mm`; none where no case says it, or before the run has begun."""
+        path = self.root / "environment.json"
+        return json.loads(path.read_text()).get("seen", {}) if path.is_file() else {}
 
     def samples(self, rank: int) -> Path:
         return self.root / "samples" / f"rank{rank}.jsonl"

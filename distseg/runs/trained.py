@@ -72,6 +72,7 @@ def _segmenter(configs: Sequence[Config], networks: Sequence[SegmentationNetwork
         fit=config.data.fit,
         threshold=config.evaluate.threshold,
         regions=config.region_labels,
+        spacing_mm=config.data.spacing_mm,
     )
     return segmenter.eval()
 

@@ -25,7 +25,9 @@ class Segmenter(Protocol):
 
     n_slices: int
 
-    def __call__(self, hu_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def __call__(
+        self, hu_BCHW: torch.Tensor, pixel_mm_B2: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def segment_volume(
     device: torch.device,
     batch_size: int,
     progress: Callable[[int], object] | None = None,
+    pixel_mm: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels and probabilities of a volume, slice by slice.
 
@@ -70,6 +73,7 @@ def segment_volume(
         device: where to compute.
         batch_size: slices in one forward pass.
         progress: is told how many slices each pass has done.
+        pixel_mm: of the slices, down and across, for segmenters with a `spacing_mm`; None: for all others.
 
     Returns:
         uint8 labels [Z, Y, X] and float32 probabilities [R, Z, Y, X].
@@ -78,7 +82,8 @@ def segment_volume(
     for start in range(0, len(hu_ZYX), batch_size):
         z_B = np.arange(start, min(start + batch_size, len(hu_ZYX)))
         hu_BCHW = torch.from_numpy(with_neighbours(hu_ZYX, z_B, segmenter.n_slices)).to(device)
-        mask_B1HW, probability_BRHW = segmenter(hu_BCHW)
+        sizes = () if pixel_mm is None else (torch.tensor([pixel_mm] * len(z_B), dtype=torch.float32, device=device),)
+        mask_B1HW, probability_BRHW = segmenter(hu_BCHW, *sizes)
         masks.append(mask_B1HW.squeeze(1).cpu().numpy())
         probabilities.append(probability_BRHW.cpu().numpy())
         if progress is not None:
@@ -100,7 +105,10 @@ def segment_cases(
     """
     for case, z in slices.by_case():
         hu_ZYX, truth_ZYX = store.read_case(case)
-        mask_ZYX, probability_RZYX = segment_volume(segmenter, hu_ZYX, device, config.evaluate.batch_size)
+        pixel_mm = case.pixel_size_mm if config.data.spacing_mm else None
+        mask_ZYX, probability_RZYX = segment_volume(
+            segmenter, hu_ZYX, device, config.evaluate.batch_size, pixel_mm=pixel_mm
+        )
         if rules is not None:
             mask_ZYX = label_map(rules, probability_RZYX, config.region_labels)
         yield SegmentedCase(case, z, hu_ZYX[z], truth_ZYX[z], mask_ZYX[z], probability_RZYX[:, z])

@@ -53,11 +53,14 @@ class RemoteSegmenter:
         self.metadata = json.loads(config["parameters"][METADATA]["string_value"])
         self.n_slices = self.metadata["input"]["shape"][1]
 
-    def __call__(self, hu_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, hu_BCHW: torch.Tensor, pixel_mm_B2: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Segments slices, as many in one request as the server takes.
 
         Args:
             hu_BCHW: int16 HU; C = n_slices.
+            pixel_mm_B2: float32, sizes of pixels, down and across, where `metadata` has a spacing_mm.
 
         Returns:
             mask: uint8 labels (B, 1, H, W).
@@ -66,17 +69,22 @@ class RemoteSegmenter:
         Raises:
             DistsegError: the server refuses them or is lost.
         """
-        parts = [self._segment(part) for part in hu_BCHW.cpu().split(self._max_batch)]
+        given = [hu_BCHW] if pixel_mm_B2 is None else [hu_BCHW, pixel_mm_B2]
+        batches = (one.cpu().split(self._max_batch) for one in given)
+        parts = [self._segment(*part) for part in zip(*batches, strict=True)]
         return torch.cat([mask for mask, _ in parts]), torch.cat([probability for _, probability in parts])
 
-    def _segment(self, hu_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _segment(
+        self, hu_BCHW: torch.Tensor, pixel_mm_B2: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         def infer() -> Any:
-            slices = self._library.InferInput("HU", list(hu_BCHW.shape), "INT16")
-            slices.set_data_from_numpy(hu_BCHW.numpy())
+            inputs = [self._library.InferInput("HU", list(hu_BCHW.shape), "INT16")]
+            inputs[0].set_data_from_numpy(hu_BCHW.numpy())
+            if pixel_mm_B2 is not None:
+                inputs.append(self._library.InferInput("PIXEL_MM", list(pixel_mm_B2.shape), "FP32"))
+                inputs[1].set_data_from_numpy(pixel_mm_B2.numpy())
             outputs = [self._library.InferRequestedOutput(name) for name in names]
-            return self._client.infer(
-                self._model, [slices], outputs=outputs, model_version=self._version, **self._limit
-            )
+            return self._client.infer(self._model, inputs, outputs=outputs, model_version=self._version, **self._limit)
 
         names = ["MASK", "PROB"] if self.probabilities else ["MASK"]
         answer = self._ask(infer)

@@ -54,6 +54,10 @@ class ModelDescription:
     """pairs of regions that share no label: of both in a pixel only the more probable one is written"""
     windows_hu: Sequence[Sequence[float]] | None = None
     image_size: int | None = None
+    spacing_mm: float | None = None
+    """of a pixel that the network sees; then the input PIXEL_MM, float32 (N, 2), says what the slices have, down and across"""
+    pixel_mm: Sequence[float] | None = None
+    """what the slices of a file with a spacing_mm have, where it is told no sizes: down, across"""
     stride: int | None = None
     thresholds: Mapping[str, float] | None = None
     inside: Mapping[str, str] | None = None
@@ -76,6 +80,10 @@ class ModelDescription:
     """how far the file was from the eager model; not inside the file"""
     sha256: str | None = None
     """of the file; not inside it"""
+
+    @property
+    def takes_pixel_mm(self) -> bool:
+        return self.spacing_mm is not None and self.pixel_mm is None
 
     def as_json(self) -> str:
         said = dataclasses.asdict(self)

@@ -58,10 +58,14 @@ def write_export(wanted: RunToExport) -> dict[str, Any]:
     config, options, format = wanted.config, wanted.options, wanted.format
     whole = load_ensemble(wanted.members, options.depth)
     _settle_slices(whole, wanted.rules, config)
+    if config.data.spacing_mm and not format.any_size:
+        whole.fixed_pixel_mm = [float(mm) for mm in options.pixel_mm or ()]
     samples, device = read_samples(config), inference_device()
     segmenter, precision = _in_chosen_precision(whole, format, options, samples, config)
     described = replace(
-        describe_model(config, whole, wanted.folder, () if format.any_size else options.size),
+        describe_model(
+            config, whole, wanted.folder, *(() if format.any_size else (options.size, options.pixel_mm or ()))
+        ),
         format=options.format,
         frozen=options.frozen,
         device=device.type if options.format == "pt2" else "any",
@@ -153,13 +157,14 @@ def _change_of_dice(before: float | None, after: float | None) -> float | None:
 
 
 def describe_model(
-    config: Config, segmenter: HuSegmenter, folder: RunFolder, size: Sequence[int] = ()
+    config: Config, segmenter: HuSegmenter, folder: RunFolder, size: Sequence[int] = (), pixel_mm: Sequence[float] = ()
 ) -> ModelDescription:
     """What a user of the model has to know, and where it came from.
 
     Args:
         config, segmenter, folder: of the run.
         size: height and width of the slices that it takes; none: any.
+        pixel_mm: what a file that is told no sizes takes them for; none: it is told.
     """
     names, best, label_map = list(config.regions), best_metadata(folder), segmenter.label_map
     best.pop("labels", None)
@@ -177,13 +182,16 @@ def describe_model(
         exclusive=[[names[one], names[other]] for one, other in exclusive(config.region_labels)],
         windows_hu=[list(window) for window in config.data.windows_hu],
         image_size=segmenter.image_size,
+        spacing_mm=config.data.spacing_mm,
+        pixel_mm=list(pixel_mm) if config.data.spacing_mm and pixel_mm else None,
         stride=segmenter.stride,
         thresholds=dict(zip(names, label_map.thresholds, strict=True)),
         inside={name: names[outer] for name, outer in zip(names, label_map.outer, strict=True) if outer >= 0},
         test_time_augmentation=config.evaluate.tta,
         model={"encoder": config.model.encoder, "decoder": config.model.decoder},
         weights_sha256=digest_of_weights(segmenter),
-        training={"config_sha256": sha256_of(folder.config), "best": best},
+        training={"config_sha256": sha256_of(folder.config), "best": best}
+        | ({"seen": seen} if (seen := folder.seen()) else {}),
     )
 
 

@@ -18,6 +18,7 @@ from distseg.serving import standalone
 from distseg.serving.description import DESCRIPTION, ModelDescription, read_description
 from distseg.serving.source import exported_file, is_run
 
+SAME_MM = 0.01  # how far, relatively, a pixel may be from what a file was made for
 # What a check of the file or its packing adds to the description: the masks are the same with and without.
 NOT_IDENTITY = ("verification", "sha256")
 
@@ -32,7 +33,11 @@ class Model:
     """SHA-256 of all that its masks follow from"""
 
     def segment(
-        self, hu_ZYX: np.ndarray, batch_size: int, progress: Callable[[int], object] | None = None
+        self,
+        hu_ZYX: np.ndarray,
+        batch_size: int,
+        progress: Callable[[int], object] | None = None,
+        pixel_mm: tuple[float, float] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Labels of a volume, post-processed where rules were chosen, and probabilities.
 
@@ -40,15 +45,20 @@ class Model:
             hu_ZYX: int16 HU.
             batch_size: slices in one forward pass.
             progress: is told how many slices each pass has done.
+            pixel_mm: of the slices, down and across; None: not known.
 
         Returns:
             uint8 labels [Z, Y, X] and float32 probabilities [R, Z, Y, X].
 
         Raises:
-            DistsegError: the batch does not fit the GPU's memory, or the server fails.
+            DistsegError: the batch does not fit the GPU's memory, the server fails, or the model needs sizes of pixels that are
+                not known.
         """
+        sizes = self._sizes(pixel_mm)
         try:
-            mask_ZYX, probability_RZYX = segment_volume(self.segmenter, hu_ZYX, self.device, batch_size, progress)
+            mask_ZYX, probability_RZYX = segment_volume(
+                self.segmenter, hu_ZYX, self.device, batch_size, progress, sizes
+            )
         except torch.OutOfMemoryError:
             raise DistsegError(
                 f"--batch-size: got {batch_size} slices of {hu_ZYX.shape[1:]}; they do not fit the GPU; give fewer"
@@ -59,6 +69,25 @@ class Model:
         if rules is not None:
             mask_ZYX = label_map(rules, probability_RZYX, self.described.regions)
         return mask_ZYX, probability_RZYX
+
+    def _sizes(self, pixel_mm: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Those that the segmenter is to be told."""
+        described = self.described
+        if described.spacing_mm is None:
+            return None
+        if pixel_mm is None:
+            raise DistsegError(
+                f"input: got slices without the sizes of their pixels; this model sees pixels of {described.spacing_mm:g} mm; say "
+                "--pixel-mm Y X (spacing_mm in Python)"
+            )
+        if described.pixel_mm is None:
+            return pixel_mm
+        if not np.allclose(pixel_mm, described.pixel_mm, rtol=SAME_MM):
+            raise DistsegError(
+                f"input: got pixels of {pixel_mm[0]:g} x {pixel_mm[1]:g} mm; this file is for those of {described.pixel_mm[0]:g} x "
+                f"{described.pixel_mm[1]:g} mm; export it with --pixel-mm for yours, or as TorchScript for any"
+            )
+        return None
 
 
 def open_model(source: Path, device: torch.device) -> Model:

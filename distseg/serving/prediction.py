@@ -18,7 +18,9 @@ from distseg.data.volume import Volume, hounsfield
 from distseg.data.volume_files import read_volume, write_volume
 from distseg.errors import DistsegError
 from distseg.files import locked
+from distseg.geometry import MM_BEYOND
 from distseg.regions import regions_by_width
+from distseg.serving.description import ModelDescription
 from distseg.serving.finished import TABLE, Finished
 from distseg.serving.model import Model
 from distseg.serving.work import SEG, MaskTask, Work
@@ -40,6 +42,8 @@ class Options:
     """of the masks, see `find_work`"""
     hu_offset: int = 0
     """what was added to the HU of the volumes"""
+    pixel_mm: tuple[float, float] | None = None
+    """of volumes that do not say it: down and across"""
     probabilities: str | None = None
     """of each region: float32, or uint8 in steps of 1/255; None: not written"""
     overlay: bool = False
@@ -119,12 +123,13 @@ class Predictor:
         start = time.perf_counter()
         # Where there is no terminal, the line below is all that is seen, unless it lasts.
         with Bar(f"{count} {task.name}", len(volume.values_ZYX), "slice", brief=True) as bar:
-            mask_ZYX, probability_RZYX = self.model.segment(volume.values_ZYX, self.batch_size, bar.update)
+            pixel_mm = volume.spacing_mm[1:] if volume.spacing_mm else self.options.pixel_mm
+            mask_ZYX, probability_RZYX = self.model.segment(volume.values_ZYX, self.batch_size, bar.update, pixel_mm)
         files = _write(task, volume, mask_ZYX, probability_RZYX, self.model, self.options)
         found = measure(mask_ZYX, self.model.described.regions, volume.spacing_mm)
         elapsed_s = time.perf_counter() - start
         say(f"{count} {task.mask}: {volumes_in_words(found)}; intensity {origin}, {elapsed_s:.1f} s")
-        for note in volume.notes:
+        for note in (*volume.notes, *notes_on_size(self.model.described, volume)):
             say(f"note: {note}")
         row = {
             "volume": task.name,
@@ -196,6 +201,28 @@ def measure(
             share = round(100 * voxels[name] / voxels[LUNG], 3) if voxels[LUNG] else None
             found[f"{name}_percent_of_lung"] = share
     return found
+
+
+def notes_on_size(described: ModelDescription, volume: Volume) -> list[str]:
+    """That the network sees the volume at another scale than training showed; models with a spacing_mm see all at one."""
+    seen = (described.training or {}).get("seen") or {}
+    if described.spacing_mm is not None or volume.spacing_mm is None:
+        return []
+    lengths_mm = [mm * n for mm, n in zip(volume.spacing_mm[1:], volume.values_ZYX.shape[1:], strict=True)]
+    what, key, mm = (
+        ("a field of view", "field_mm", max(lengths_mm))
+        if described.image_size
+        else ("pixels", "pixel_mm", max(volume.spacing_mm[1:]))
+    )
+    if key not in seen:
+        return []
+    low, high = seen[key]
+    if low * (1 - MM_BEYOND) <= mm <= high * (1 + MM_BEYOND):
+        return []
+    return [
+        f"{volume.path.name} has {what} of {mm:.3g} mm, training showed {low:.3g} to {high:.3g} mm; masks may be worse; train with "
+        "data.spacing_mm for volumes of all sizes"
+    ]
 
 
 def volumes_in_words(found: Mapping[str, float | None]) -> str:

@@ -32,7 +32,11 @@ class TritonPythonModel:
             reason = f"HU: got shape {tuple(hu_BCHW[0].shape)}; no size may be 0; send at least one pixel"
             error = pb_utils.TritonError(reason, pb_utils.TritonError.INVALID_ARG)
             return [pb_utils.InferenceResponse(error=error) for _ in requests]
-        mask, probability = self.model(torch.cat(hu_BCHW).to(self.device))
+        sizes_mm = [
+            pb_utils.get_input_tensor_by_name(one, "PIXEL_MM") for one in requests
+        ]  # of models with a spacing_mm
+        parts = [hu_BCHW, *([[from_dlpack(one.to_dlpack()) for one in sizes_mm]] if sizes_mm[0] is not None else [])]
+        mask, probability = self.model(*(torch.cat(part).to(self.device) for part in parts))
         sizes = [len(part) for part in hu_BCHW]
         masks, probabilities = mask.cpu().split(sizes), probability.cpu().split(sizes)
         return [

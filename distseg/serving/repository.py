@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ name: "{name}"
 # Slices in one execution; dims are those of one slice, -1 is any size.
 max_batch_size: {max_batch}
 input [
-  {{ name: "HU" data_type: TYPE_INT16 dims: [ {n_slices}, -1, -1 ] }}
+  {{ name: "HU" data_type: TYPE_INT16 dims: [ {n_slices}, -1, -1 ] }}{pixel_mm}
 ]
 output [
   {{ name: "MASK" data_type: TYPE_UINT8 dims: [ 1, -1, -1 ] }},
@@ -69,9 +70,14 @@ model_warmup {{
   name: "batch of {batch}"
   batch_size: {batch}
   count: {calls}
-  inputs {{ key: "HU" value {{ data_type: TYPE_INT16 dims: [ {n_slices}, {side}, {side} ] zero_data: true }} }}
+  inputs {{ key: "HU" value {{ data_type: TYPE_INT16 dims: [ {n_slices}, {side}, {side} ] zero_data: true }} }}{pixel_mm}
 }}
 """
+# Sizes of a slice's pixels in mm, down and across: a second input of models with a spacing_mm.
+PIXEL_MM = ',\n  { name: "PIXEL_MM" data_type: TYPE_FP32 dims: [ 2 ] }'
+WARM_UP_PIXEL_MM = (
+    '\n  inputs { key: "PIXEL_MM" value { data_type: TYPE_FP32 dims: [ 2 ] input_data_file: "pixel_mm" } }'
+)
 
 
 def write_repositories(out: Path, described: "ModelDescription") -> None:
@@ -85,6 +91,10 @@ def write_repositories(out: Path, described: "ModelDescription") -> None:
     gpu = _write_model(out, PYTORCH_REPOSITORY, config_text(described, LIBTORCH, (1, *PREFERRED_BATCHES)))
     python = _write_model(out, PYTHON_REPOSITORY, config_text(described, PYTHON, (1,)))
     for version in (gpu, python):
+        if described.takes_pixel_mm:  # what the warm-up sends: the sizes that become the largest image
+            side_mm = struct.pack("<2f", described.spacing_mm, described.spacing_mm)
+            (version.parent / "warmup").mkdir()
+            (version.parent / "warmup/pixel_mm").write_bytes(side_mm)
         _link_or_copy(out / "model.pt", version / "model.pt")
     shutil.copyfile(Path(__file__).with_name("python_backend.py"), python / "model.py")
 
@@ -103,13 +113,20 @@ def config_text(described: "ModelDescription", backend: str, warm_up_batches: tu
         name=MODEL_NAME,
         max_batch=MAX_BATCH,
         n_slices=n_slices,
+        pixel_mm=PIXEL_MM if described.takes_pixel_mm else "",
         n_regions=len(described.regions),
         preferred=", ".join(map(str, PREFERRED_BATCHES)),
         metadata_key=METADATA,
         metadata=json.dumps(described.as_json()),  # ASCII; a JSON string is a string of the text format
     )
     warm_up = [
-        WARM_UP.format(batch=batch, calls=WARM_UP_CALLS, n_slices=n_slices, side=WARM_UP_SIDE)
+        WARM_UP.format(
+            batch=batch,
+            calls=WARM_UP_CALLS,
+            n_slices=n_slices,
+            side=WARM_UP_SIDE,
+            pixel_mm=WARM_UP_PIXEL_MM if described.takes_pixel_mm else "",
+        )
         for batch in warm_up_batches
     ]
     return common + backend + "".join(warm_up)

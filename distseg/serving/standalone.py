@@ -14,7 +14,7 @@ import torch
 
 METADATA = "distseg.json"  # name of the metadata inside each file
 
-Run = Callable[[torch.Tensor], Any]
+Run = Callable[..., Any]  # of HU, and of sizes of pixels where the model takes them
 
 
 class ExportedModel:
@@ -30,8 +30,14 @@ class ExportedModel:
         self.metadata = metadata
         _, self.n_slices, *self._size = metadata["input"]["shape"]
 
-    def __call__(self, hu_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, hu_BCHW: torch.Tensor, pixel_mm_B2: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Segments slices on the device that the file was loaded for.
+
+        Args:
+            hu_BCHW: int16 HU.
+            pixel_mm_B2: float32, sizes of pixels, down and across, where `metadata` has a spacing_mm and no pixel_mm.
 
         Raises:
             ValueError: of another type or shape. Compiled files do not check it: they would read past their arrays.
@@ -44,7 +50,7 @@ class ExportedModel:
                 f"input: got {hu_BCHW.dtype} {tuple(hu_BCHW.shape)}; this model takes int16 ({wanted}), none of them 0; "
                 "export it with --size for another, or as TorchScript for any"
             )
-        mask, probability = self._run(hu_BCHW)
+        mask, probability = self._run(hu_BCHW) if pixel_mm_B2 is None else self._run(hu_BCHW, pixel_mm_B2)
         return mask, probability
 
 
@@ -112,7 +118,7 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     segment = load(Path(model), torch.device(device))
     with torch.inference_mode():
-        results = [segment(hu.to(device)) for hu in torch.load(inputs, weights_only=True)]
+        results = [segment(*(one.to(device) for one in given)) for given in torch.load(inputs, weights_only=True)]
     torch.save([(mask.cpu(), probability.cpu()) for mask, probability in results], outputs)
 
 

@@ -32,6 +32,8 @@ class ExportOptions:
     """TorchScript with its weights made constants and its norms folded into convolutions"""
     size: tuple[int, int] = (512, 512)
     """height and width of the slices that a pt2 or onnx file takes"""
+    pixel_mm: tuple[float, float] | None = None
+    """down and across, of those slices, where the run has a data.spacing_mm"""
     depth: int | None = None
     """of a Unet++ trained with deep supervision: cut at this depth, 1 to 3; None: all of it"""
     ensemble: Sequence[Path] = ()
@@ -105,6 +107,15 @@ def _check(options: ExportOptions, config: Config, out: Path) -> None:
         raise DistsegError(
             f"--depth: got {options.depth}; only a Unet++ trained with model.deep_supervision has heads at depths 1 to "
             f"{MAX_DEPTH - 1}; leave it out, or train so"
+        )
+    if config.data.spacing_mm and not format.any_size and options.pixel_mm is None:
+        raise DistsegError(
+            f"--pixel-mm: got none for {options.format}; the run sees pixels of {config.data.spacing_mm:g} mm, and such a file is told no "
+            "sizes; give those of your slices, such as --pixel-mm 0.7 0.7"
+        )
+    if options.pixel_mm is not None and (format.any_size or not config.data.spacing_mm):
+        raise DistsegError(
+            f"--pixel-mm: got {options.pixel_mm}; only pt2 and onnx files of a run with data.spacing_mm are told it before; leave it out"
         )
     if options.precision not in ("auto", *format.precisions):
         raise DistsegError(

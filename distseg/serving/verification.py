@@ -35,6 +35,10 @@ SAMPLE = 64  # slices of the validation split: minutes on a CPU, at 512 x 512
 COMPARED = 8  # cases of which the file is run on a slice
 
 
+Given = tuple[torch.Tensor, ...]
+"""HU, and sizes of pixels where the model takes them"""
+
+
 @dataclass(frozen=True)
 class Accepted:
     """How far a file may be from the eager model."""
@@ -97,7 +101,9 @@ def dice_of_samples(segmenter: HuSegmenter, samples: Sequence[Sample], config: C
 
     def segmented() -> Iterator[SegmentedCase]:
         for sample in counted(samples, "measure Dice", len(samples), "volume"):
-            parts = [segmenter(part.to(device))[0] for part in sample.hu_NCHW.split(config.evaluate.batch_size)]
+            sizes = pixel_mm_of(segmenter, sample.case, len(sample.hu_NCHW))
+            batches = (one.to(device).split(config.evaluate.batch_size) for one in (sample.hu_NCHW, *sizes))
+            parts = [segmenter(*part)[0] for part in zip(*batches, strict=True)]
             mask_ZYX = torch.cat(parts)[:, 0].cpu().numpy()
             middle = sample.hu_NCHW[:, segmenter.n_slices // 2].numpy()
             yield SegmentedCase(sample.case, sample.z, middle, sample.truth_NHW, mask_ZYX)
@@ -126,24 +132,27 @@ def verify(
     assert described.input is not None and described.precision is not None
     accepted = EXACT if exact else COMPILED[described.precision["weights"]]
     size = [length for length in described.input.shape[2:] if isinstance(length, int)]
-    inputs = [*_random_slices(segmenter.n_slices, size), *_real_slices(samples, size)]
+    inputs = [*_random_slices(segmenter, size), *_real_slices(segmenter, samples, size)]
     device = torch.device("cpu" if described.device in (None, "any") else described.device)
-    answers = _run_without_distseg(path, [hu_NCHW for _, hu_NCHW in inputs], device)
+    answers = _run_without_distseg(path, [given for _, given in inputs], device)
     eager = copy.deepcopy(segmenter).to(device)
     checks = []
-    for (origin, hu_NCHW), answer in zip(inputs, answers, strict=True):
-        check = {"slices": origin, "shape": list(hu_NCHW.shape)} | _differences(answer, eager, hu_NCHW.to(device))
+    for (origin, given), answer in zip(inputs, answers, strict=True):
+        differences = _differences(answer, eager, [one.to(device) for one in given])
+        check = {"slices": origin, "shape": list(given[0].shape)} | differences
+        if len(given) > 1:
+            check["pixel_mm"] = np.round(given[1].numpy().astype(float), 4).tolist()
         _require(check, accepted, COMPUTED_EXACTLY if exact else COMPUTED_OTHERWISE)
         checks.append(check)
     return {"accepted": dataclasses.asdict(accepted), "loaded_without_distseg": True, "checks": checks}
 
 
 def _differences(
-    answer: tuple[torch.Tensor, torch.Tensor], eager: HuSegmenter, hu_NCHW: torch.Tensor
+    answer: tuple[torch.Tensor, torch.Tensor], eager: HuSegmenter, given: Sequence[torch.Tensor]
 ) -> dict[str, float]:
     mask, probability = answer
     with torch.inference_mode():
-        eager_mask, eager_probability = (output.cpu() for output in eager(hu_NCHW))
+        eager_mask, eager_probability = (output.cpu() for output in eager(*given))
     return {
         "max_probability_difference": float((probability - eager_probability).abs().max()),
         "differing_mask_pixels": int((mask != eager_mask).sum()),
@@ -163,7 +172,7 @@ def _require(check: Mapping[str, Any], accepted: Accepted, remedy: str) -> None:
 
 
 def _run_without_distseg(
-    model: Path, inputs: Sequence[torch.Tensor], device: torch.device
+    model: Path, inputs: Sequence[Given], device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Runs the file as a service would: in a process of its own that cannot import this package."""
     with tempfile.TemporaryDirectory() as folder:
@@ -181,20 +190,31 @@ def _run_without_distseg(
         return torch.load(outputs_file, weights_only=True)
 
 
-def _random_slices(n_slices: int, size: Sequence[int]) -> Iterator[tuple[str, torch.Tensor]]:
+def pixel_mm_of(segmenter: HuSegmenter, case: Case, n: int) -> tuple[torch.Tensor, ...]:
+    """Sizes of a case's pixels for so many slices, where the segmenter takes them."""
+    if segmenter.spacing_mm <= 0 or segmenter.fixed_pixel_mm:
+        return ()
+    return (torch.tensor([case.pixel_size_mm] * n, dtype=torch.float32),)
+
+
+def _random_slices(segmenter: HuSegmenter, size: Sequence[int]) -> Iterator[tuple[str, Given]]:
     """Smooth random HU over the whole range that a scanner gives, so that the network has edges to see, padded below air."""
     shapes = [(batch, *size) for batch in CHECKED_BATCHES] if size else CHECKED_SHAPES
     for seed, (batch, height, width) in enumerate(shapes):
         generator = np.random.default_rng(seed)
-        coarse = generator.uniform(-1024, 1500, (batch, n_slices, 8, 8)).astype(np.float32)
+        coarse = generator.uniform(-1024, 1500, (batch, segmenter.n_slices, 8, 8)).astype(np.float32)
         smooth = nn.functional.interpolate(torch.from_numpy(coarse), (height, width), mode="bicubic")
         noise = torch.from_numpy(generator.normal(0, 30, smooth.shape))
         hu_NCHW = (smooth + noise).clamp(-32768, 32767).to(torch.int16)
         hu_NCHW[..., : height // 4, :] = BELOW_AIR_HU[seed % len(BELOW_AIR_HU)]
-        yield "random", hu_NCHW
+        if segmenter.spacing_mm <= 0 or segmenter.fixed_pixel_mm:
+            yield "random", (hu_NCHW,)
+        else:  # several sizes in a batch, some of them alike
+            factors = generator.choice([0.5, 0.8, 1.3], (batch, 2))
+            yield "random", (hu_NCHW, torch.from_numpy(segmenter.spacing_mm * factors).float())
 
 
-def _real_slices(samples: Sequence[Sample], size: Sequence[int]) -> Iterator[tuple[str, torch.Tensor]]:
+def _real_slices(segmenter: HuSegmenter, samples: Sequence[Sample], size: Sequence[int]) -> Iterator[tuple[str, Given]]:
     """The middle one of those of each case, up to `COMPARED` cases; cut or filled with air to `size`."""
     for sample in samples[:COMPARED]:
         middle = len(sample.z) // 2
@@ -202,4 +222,4 @@ def _real_slices(samples: Sequence[Sample], size: Sequence[int]) -> Iterator[tup
         if size:
             missing = [length - got for length, got in zip(size, hu_1CHW.shape[2:], strict=True)]
             hu_1CHW = nn.functional.pad(hu_1CHW, [0, missing[1], 0, missing[0]], value=AIR_HU)
-        yield f"{sample.case.id}/{sample.z[middle]}", hu_1CHW
+        yield f"{sample.case.id}/{sample.z[middle]}", (hu_1CHW, *pixel_mm_of(segmenter, sample.case, 1))

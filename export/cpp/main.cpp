@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kUsage = "usage: distseg_predict MODEL.pt IN OUT [--batch N] [--device cpu|cuda] [--threads N]\n"
-                               "       [--intensity auto|hu|grey]\n";
+                               "       [--intensity auto|hu|grey] [--pixel-mm Y,X]\n";
 constexpr const char* kHelp = R"(
 Segments IN with a model that `distseg export` wrote, and writes its labels to OUT.
 
@@ -29,6 +29,7 @@ Segments IN with a model that `distseg export` wrote, and writes its labels to O
   --device     where to compute (default cpu)
   --threads    of the CPU (default: as many as libtorch takes)
   --intensity  of a NIfTI file: hu, grey or auto: by its values (default)
+  --pixel-mm   of the pixels of a .npy, down and across, where the model takes it
 )";
 
 struct Arguments {
@@ -37,6 +38,7 @@ struct Arguments {
   at::Device device = at::kCPU;
   int64_t threads = 0;  // 0: libtorch decides
   Intensity intensity = Intensity::kAuto;
+  std::optional<PixelMm> pixel_mm;
 };
 
 [[noreturn]] void stop_on_wrong_use(const std::string& what) {
@@ -65,11 +67,22 @@ Intensity parse_intensity(const std::string& text) {
   stop_on_wrong_use("--intensity: got '" + text + "'; must be auto, hu or grey");
 }
 
+PixelMm parse_pixel_mm(const std::string& text) {
+  PixelMm mm{};
+  int used = 0;
+  const int found = std::sscanf(text.c_str(), "%lf,%lf%n", &mm[0], &mm[1], &used);
+  if (found != 2 || used != static_cast<int>(text.size()) || !(mm[0] > 0 && mm[1] > 0 && mm[0] < 1e6 && mm[1] < 1e6)) {
+    stop_on_wrong_use("--pixel-mm: got '" + text + "'; must be two sizes above 0 with a comma, such as 0.7,0.7");
+  }
+  return mm;
+}
+
 Arguments parse_arguments(int argc, char** argv) {
   static const option kOptions[] = {{"batch", required_argument, nullptr, 'b'},
                                     {"device", required_argument, nullptr, 'd'},
                                     {"threads", required_argument, nullptr, 't'},
                                     {"intensity", required_argument, nullptr, 'i'},
+                                    {"pixel-mm", required_argument, nullptr, 'p'},
                                     {"help", no_argument, nullptr, 'h'},
                                     {}};
   Arguments arguments;
@@ -80,6 +93,7 @@ Arguments parse_arguments(int argc, char** argv) {
       case 'd': arguments.device = parse_device(optarg); break;
       case 't': arguments.threads = parse_count("--threads", optarg); break;
       case 'i': arguments.intensity = parse_intensity(optarg); break;
+      case 'p': arguments.pixel_mm = parse_pixel_mm(optarg); break;
       case 'h': std::cout << kUsage << kHelp; std::exit(0);
       default: stop_on_wrong_use(std::string("got '") + argv[optind - 1] + "'; no such option, or it lacks its value");
     }
@@ -136,8 +150,10 @@ void predict(const Arguments& arguments) {
   std::cout << arguments.model.string() << " (loaded in " << elapsed_s() << " s)\n";
   print_description(segmenter);
   name_postprocessing(segmenter);
+  const std::optional<PixelMm> own_mm = pixel_mm(volume);
   const at::Tensor mask_ZYX =
-      segmenter.segment(volume.hu_ZYX, arguments.batch_size, [n](int64_t done) { show_progress(done, n); });
+      segmenter.segment(volume.hu_ZYX, arguments.batch_size, [n](int64_t done) { show_progress(done, n); },
+                        own_mm ? own_mm : arguments.pixel_mm);
   const double segmented_s = elapsed_s();
   write_mask(arguments.output, mask_ZYX, volume);
   std::cout << arguments.output.string() << ": segmented in " << segmented_s << " s, "

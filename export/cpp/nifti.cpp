@@ -359,6 +359,13 @@ AxisOrder axis_order(const NiftiHeader& header) {
   return order;
 }
 
+std::array<double, 2> pixel_mm(const NiftiHeader& header) {
+  const auto sides = voxel_mm(affine(*header.parsed));
+  const AxisOrder order = axis_order(header);
+  const auto rounded = [&](int of_ZYX) { return std::round(sides[2 - order.source[of_ZYX]] * 1e6) / 1e6; };
+  return {rounded(1), rounded(2)};
+}
+
 double voxel_ml(const NiftiHeader& header) {
   const auto [x, y, z] = voxel_mm(affine(*header.parsed));
   return x * y * z / 1000;

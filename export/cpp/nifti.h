@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 #include <nifti2_io.h>
 
+#include <array>
 #include <filesystem>
 #include <memory>
 #include <variant>
@@ -44,6 +45,9 @@ NiftiVolume read_nifti(const std::filesystem::path& path);
 void write_nifti(const std::filesystem::path& path, const at::Tensor& mask_KJI, const NiftiHeader& like);
 
 AxisOrder axis_order(const NiftiHeader& header);
+
+/// Of a slice's pixels, down and across, rounded to 1e-6 mm as distseg does.
+std::array<double, 2> pixel_mm(const NiftiHeader& header);
 
 /// Of one voxel.
 double voxel_ml(const NiftiHeader& header);

@@ -56,7 +56,13 @@ Segmenter::Segmenter(const fs::path& path, at::Device device) : device_(device) 
 Segmenter::~Segmenter() = default;
 
 at::Tensor Segmenter::segment(const at::Tensor& hu_ZYX, int64_t batch_size,
-                              const std::function<void(int64_t)>& progress) {
+                              const std::function<void(int64_t)>& progress, const std::optional<PixelMm>& pixel_mm) {
+  const auto spacing = description_.value("spacing_mm", nlohmann::ordered_json());
+  if (!spacing.is_null() && !pixel_mm) {
+    throw UserError("volume: got slices without the sizes of their pixels; this model sees pixels of " + spacing.dump() +
+                    " mm; say --pixel-mm Y,X");
+  }
+  const std::optional<PixelMm> told = spacing.is_null() ? std::nullopt : pixel_mm;
   const c10::InferenceMode no_gradients;
   const int64_t n = hu_ZYX.size(0);
   const at::Tensor around = at::arange(n_slices_).sub(n_slices_ / 2);
@@ -64,14 +70,21 @@ at::Tensor Segmenter::segment(const at::Tensor& hu_ZYX, int64_t batch_size,
   for (int64_t start = 0; start < n; start += batch_size) {
     const int64_t end = std::min(start + batch_size, n);
     const at::Tensor z_BC = at::arange(start, end).unsqueeze(1).add(around).clamp(0, n - 1);
-    mask_ZYX.slice(0, start, end).copy_(segment_batch(hu_ZYX.index({z_BC})).squeeze(1));
+    mask_ZYX.slice(0, start, end).copy_(segment_batch(hu_ZYX.index({z_BC}), told).squeeze(1));
     progress(end);
   }
   return mask_ZYX;
 }
 
-at::Tensor Segmenter::segment_batch(const at::Tensor& hu_BCHW) {
-  const auto outputs = module_->forward({hu_BCHW.to(device_)});
+at::Tensor Segmenter::segment_batch(const at::Tensor& hu_BCHW, const std::optional<PixelMm>& pixel_mm) {
+  std::vector<c10::IValue> inputs{hu_BCHW.to(device_)};
+  if (pixel_mm) {
+    at::Tensor sizes_B2 = at::empty({hu_BCHW.size(0), 2}, at::kFloat);
+    sizes_B2.select(1, 0).fill_((*pixel_mm)[0]);
+    sizes_B2.select(1, 1).fill_((*pixel_mm)[1]);
+    inputs.emplace_back(sizes_B2.to(device_));
+  }
+  const auto outputs = module_->forward(inputs);
   if (!outputs.isTuple() || outputs.toTupleRef().size() != 2 || !outputs.toTupleRef().elements()[0].isTensor()) {
     throw UserError("model: its output is not the pair of mask and probability; export it again");
   }

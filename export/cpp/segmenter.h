@@ -3,14 +3,18 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <filesystem>
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 namespace torch::jit {
 struct Module;  // its header is long to compile
 }
+
+using PixelMm = std::array<double, 2>;  // down, across
 
 class Segmenter {
  public:
@@ -23,13 +27,16 @@ class Segmenter {
   /// @param hu_ZYX int16 HU, at least one slice.
   /// @param batch_size slices in one forward pass.
   /// @param progress is told how many slices are done.
+  /// @param pixel_mm of the slices, down and across, for models that take it.
   /// @return uint8 [Z, Y, X].
-  at::Tensor segment(const at::Tensor& hu_ZYX, int64_t batch_size, const std::function<void(int64_t)>& progress);
+  /// @throws UserError the model takes sizes of pixels, and they are not known.
+  at::Tensor segment(const at::Tensor& hu_ZYX, int64_t batch_size, const std::function<void(int64_t)>& progress,
+                     const std::optional<PixelMm>& pixel_mm = std::nullopt);
 
   const nlohmann::ordered_json& description() const { return description_; }
 
  private:
-  at::Tensor segment_batch(const at::Tensor& hu_BCHW);
+  at::Tensor segment_batch(const at::Tensor& hu_BCHW, const std::optional<PixelMm>& pixel_mm);
 
   at::Device device_;
   std::unique_ptr<torch::jit::Module> module_;

@@ -2,6 +2,7 @@
 
 #include <curl/curl.h>
 
+#include <cstdio>
 #include <cstring>
 #include <iostream>
 #include <memory>
@@ -56,16 +57,22 @@ Answer post(const std::string& url, const std::string& json, const std::string& 
   return answer;
 }
 
-Answer infer(const std::string& server, const HuArray& hu) {
+/// @param pixel_mm sizes of each slice's pixels, down and across, one after the other; none for models that do not take them.
+Answer infer(const std::string& server, const HuArray& hu, const std::vector<float>& pixel_mm) {
   const size_t size = hu.values.size() * sizeof(int16_t);
+  const size_t mm_size = pixel_mm.size() * sizeof(float);
   const Json binary = {{"binary_data", true}};
+  Json inputs = {{{"name", "HU"}, {"shape", hu.shape}, {"datatype", "INT16"}, {"parameters", {{"binary_data_size", size}}}}};
+  if (mm_size) {
+    inputs.push_back({{"name", "PIXEL_MM"}, {"shape", {hu.shape.front(), 2}}, {"datatype", "FP32"}, {"parameters", {{"binary_data_size", mm_size}}}});
+  }
   const Json request = {
-      {"inputs",
-       {{{"name", "HU"}, {"shape", hu.shape}, {"datatype", "INT16"}, {"parameters", {{"binary_data_size", size}}}}}},
+      {"inputs", inputs},
       {"outputs", {{{"name", "MASK"}, {"parameters", binary}}, {{"name", "PROB"}, {"parameters", binary}}}}};
   const std::string json = request.dump();
   const std::string tensor(reinterpret_cast<const char*>(hu.values.data()), size);
-  const Answer answer = post(server + "/v2/models/distseg/infer", json, json + tensor);
+  const std::string sizes(reinterpret_cast<const char*>(pixel_mm.data()), mm_size);
+  const Answer answer = post(server + "/v2/models/distseg/infer", json, json + tensor + sizes);
   if (answer.status != 200) throw UserError("server: " + std::to_string(answer.status) + " " + answer.body);
   return answer;
 }
@@ -85,15 +92,30 @@ void write_outputs(const Answer& answer, const std::string& mask_path, const std
   }
 }
 
+/// "0.7,0.7 0.8,0.8": of each slice, or one pair for all.
+std::vector<float> parse_pixel_mm(int count, char** words, size_t slices) {
+  std::vector<float> mm;
+  for (int i = 0; i < count; ++i) {
+    float down = 0, across = 0;
+    if (std::sscanf(words[i], "%f,%f", &down, &across) != 2) throw UserError(std::string("pixels: got ") + words[i] + "; must be Y,X in mm");
+    mm.insert(mm.end(), {down, across});
+  }
+  while (count == 1 && mm.size() < 2 * slices) mm.insert(mm.end(), {mm[0], mm[1]});
+  if (count && mm.size() != 2 * slices) throw UserError("pixels: got " + std::to_string(count) + " sizes; one, or one a slice, is needed");
+  return mm;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5) {
-    std::cerr << "usage: triton_client http://HOST:PORT HU.npy MASK.npy PROB.npy   (HU.npy: int16 (N, C, H, W))\n";
+  if (argc < 5) {
+    std::cerr << "usage: triton_client http://HOST:PORT HU.npy MASK.npy PROB.npy [Y,X ...]\n"
+                 "  HU.npy: int16 (N, C, H, W); Y,X: sizes of pixels in mm, one for all slices or one each, where the model takes them\n";
     return 2;
   }
   try {
-    write_outputs(infer(argv[1], read_npy(argv[2])), argv[3], argv[4]);
+    const HuArray hu = read_npy(argv[2]);
+    write_outputs(infer(argv[1], hu, parse_pixel_mm(argc - 5, argv + 5, hu.shape.front())), argv[3], argv[4]);
     return 0;
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << '\n';

@@ -97,6 +97,11 @@ void write_mask(const fs::path& path, const at::Tensor& mask_ZYX, const Volume& 
   write_npy(path, "|u1", mask.sizes(), {static_cast<const char*>(mask.data_ptr()), mask.nbytes()});
 }
 
+std::optional<std::array<double, 2>> pixel_mm(const Volume& volume) {
+  if (!volume.header) return std::nullopt;
+  return pixel_mm(*volume.header);
+}
+
 std::optional<double> voxel_ml(const Volume& volume) {
   if (!volume.header) return std::nullopt;
   return voxel_ml(*volume.header);

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -27,6 +28,9 @@ void check_output(const std::filesystem::path& input, const std::filesystem::pat
 
 /// Writes uint8 labels in the volume's own format, axis order and place.
 void write_mask(const std::filesystem::path& path, const at::Tensor& mask_ZYX, const Volume& like);
+
+/// Of a slice's pixels, down and across; nothing where the file does not say.
+std::optional<std::array<double, 2>> pixel_mm(const Volume& volume);
 
 /// Of one voxel; nothing where the file does not say.
 std::optional<double> voxel_ml(const Volume& volume);
