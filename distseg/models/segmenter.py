@@ -18,8 +18,8 @@ from distseg.models.label_map import LabelMap
 class HuSegmenter(nn.Module):
     """HU slices of any size to labels at the same size.
 
-    Each slice is scaled so that its longer side is `image_size` (0: kept) or its pixels have `spacing_mm`, padded with air at the right and bottom to
-    what the network's stride divides, windowed, segmented; the logits are cropped and scaled back.
+    Each slice is scaled so that its longer side is `image_size` (0: kept) or its pixels have `spacing_mm`, padded with air at the
+    right and bottom to what the network's stride divides, windowed, segmented; the logits are cropped and scaled back.
 
     Args:
         network: image (B, C, h, w) in [0, 1] -> logits (B, R, h, w); scripted, traced or eager.
@@ -29,9 +29,8 @@ class HuSegmenter(nn.Module):
         stride: what h and w are multiples of.
         label_map: probabilities of regions -> labels.
         spacing_mm: of a pixel that the network sees; 0: sizes in mm do not count.
+        pixel_mm: that all slices have, down and across, where sizes in mm count.
     """
-
-    fixed_pixel_mm: list[float]
 
     def __init__(
         self,
@@ -42,6 +41,7 @@ class HuSegmenter(nn.Module):
         stride: int,
         label_map: LabelMap,
         spacing_mm: float = 0.0,
+        pixel_mm: tuple[float, float] = (0.0, 0.0),
     ):
         super().__init__()
         self.network = network
@@ -53,58 +53,29 @@ class HuSegmenter(nn.Module):
         self.stride = stride
         self.label_map = label_map
         self.spacing_mm = spacing_mm
-        self.fixed_pixel_mm = []  # down, across: of the slices of a file that is told no sizes
+        self.pixel_y_mm, self.pixel_x_mm = pixel_mm
 
-    def forward(
-        self, hu_BCHW: torch.Tensor, pixel_mm_B2: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, hu_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Segments slices.
 
         Args:
             hu_BCHW: int16, Hounsfield units; C = n_slices: the slice between its neighbours, from below to above.
-            pixel_mm_B2: float32, sizes of each slice's pixels, down and across; for models with a `spacing_mm` alone.
 
         Returns:
             mask: uint8 labels (B, 1, H, W).
             probability: float32 (B, R, H, W).
         """
+        self.check(hu_BCHW)
+        h, w = working_size(
+            hu_BCHW.shape[2], hu_BCHW.shape[3], self.pixel_y_mm, self.pixel_x_mm, self.image_size, self.spacing_mm
+        )
+        return self.segment(hu_BCHW, h, w)
+
+    def check(self, hu_BCHW: torch.Tensor) -> None:
         if hu_BCHW.dtype != torch.int16:
             raise ValueError("input: must be int16 Hounsfield units; cast it")
         if hu_BCHW.dim() != 4 or hu_BCHW.shape[1] != self.n_slices or hu_BCHW.numel() == 0:
             raise ValueError(f"input: must have shape (N, {self.n_slices}, H, W), none of them 0; reshape it")
-        height, width = hu_BCHW.shape[2], hu_BCHW.shape[3]
-        if self.spacing_mm <= 0:
-            h, w = working_size(height, width, 0.0, 0.0, self.image_size, 0.0)
-            return self.segment(hu_BCHW, h, w)
-        if len(self.fixed_pixel_mm) == 2:
-            y_mm, x_mm = self.fixed_pixel_mm[0], self.fixed_pixel_mm[1]
-            h, w = working_size(height, width, y_mm, x_mm, 0, self.spacing_mm)
-            return self.segment(hu_BCHW, h, w)
-        if pixel_mm_B2 is None:
-            raise ValueError("PIXEL_MM: this model needs sizes of pixels, float32 (N, 2), down and across; send them")
-        if pixel_mm_B2.dim() != 2 or pixel_mm_B2.shape[0] != hu_BCHW.shape[0] or pixel_mm_B2.shape[1] != 2:
-            raise ValueError("PIXEL_MM: must have shape (N, 2), as many as slices; reshape it")
-        return self.segment_sizes(hu_BCHW, pixel_mm_B2)
-
-    def segment_sizes(self, hu_BCHW: torch.Tensor, pixel_mm_B2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slices of several pixel sizes: those that become one size are segmented together."""
-        height, width = hu_BCHW.shape[2], hu_BCHW.shape[3]
-        if not bool((pixel_mm_B2 > 0).all()):  # NaN too
-            raise ValueError("PIXEL_MM: must be above 0; send mm")
-        sizes: list[list[int]] = []
-        for mm in pixel_mm_B2.cpu():
-            h, w = working_size(height, width, float(mm[0]), float(mm[1]), 0, self.spacing_mm)
-            sizes.append([h, w])
-        size_B2 = torch.tensor(sizes)
-        masks, probabilities, places = [], [], []
-        for size in torch.unique(size_B2, dim=0):
-            place = (size_B2 == size).all(dim=1).nonzero()[:, 0].to(hu_BCHW.device)
-            mask, probability = self.segment(hu_BCHW[place], int(size[0]), int(size[1]))
-            masks.append(mask)
-            probabilities.append(probability)
-            places.append(place)
-        back = torch.argsort(torch.cat(places))
-        return torch.cat(masks)[back], torch.cat(probabilities)[back]
 
     def segment(
         self, hu_BCHW: torch.Tensor, working_height: int, working_width: int
@@ -128,6 +99,43 @@ class HuSegmenter(nn.Module):
         return self.label_map(probability), probability
 
 
+class SpacedSegmenter(HuSegmenter):
+    """The same for slices of any pixel size, which the network sees at `spacing_mm`.
+
+    A class of its own, since Triton's backend counts the inputs of `forward`.
+    """
+
+    def forward(  # type: ignore[override]
+        self, hu_BCHW: torch.Tensor, pixel_mm_B2: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Segments slices; those that become one size together.
+
+        Args:
+            hu_BCHW: see `HuSegmenter`.
+            pixel_mm_B2: float32, sizes of each slice's pixels, down and across.
+        """
+        self.check(hu_BCHW)
+        if pixel_mm_B2.dim() != 2 or pixel_mm_B2.shape[0] != hu_BCHW.shape[0] or pixel_mm_B2.shape[1] != 2:
+            raise ValueError("PIXEL_MM: must have shape (N, 2), as many as slices; reshape it")
+        if not bool((pixel_mm_B2 > 0).all()):  # NaN too
+            raise ValueError("PIXEL_MM: must be above 0; send mm")
+        height, width = hu_BCHW.shape[2], hu_BCHW.shape[3]
+        sizes: list[list[int]] = []
+        for mm in pixel_mm_B2.cpu():
+            h, w = working_size(height, width, float(mm[0]), float(mm[1]), 0, self.spacing_mm)
+            sizes.append([h, w])
+        size_B2 = torch.tensor(sizes)
+        masks, probabilities, places = [], [], []
+        for size in torch.unique(size_B2, dim=0):
+            place = (size_B2 == size).all(dim=1).nonzero()[:, 0].to(hu_BCHW.device)
+            mask, probability = self.segment(hu_BCHW[place], int(size[0]), int(size[1]))
+            masks.append(mask)
+            probabilities.append(probability)
+            places.append(place)
+        back = torch.argsort(torch.cat(places))
+        return torch.cat(masks)[back], torch.cat(probabilities)[back]
+
+
 def build_segmenter(
     network: nn.Module,
     *,
@@ -140,6 +148,23 @@ def build_segmenter(
     regions: Mapping[str, Sequence[int]],
     spacing_mm: float | None = None,
 ) -> HuSegmenter:
-    """The segmenter of a network trained on whole slices (`fit` resize) or on windows at native scale (crop), or at one pixel size."""
+    """The segmenter of a network trained on whole slices (`fit` resize), on windows at native scale (crop), or at one pixel size."""
     side = image_size if fit == "resize" else 0
-    return HuSegmenter(network, windows_hu, n_slices, side, stride, LabelMap(regions, threshold), spacing_mm or 0.0)
+    kind = HuSegmenter if spacing_mm is None else SpacedSegmenter
+    return kind(network, windows_hu, n_slices, side, stride, LabelMap(regions, threshold), spacing_mm or 0.0)
+
+
+def at_pixel_size(segmenter: HuSegmenter, pixel_mm: tuple[float, float]) -> HuSegmenter:
+    """A segmenter of slices of all sizes, for slices of one."""
+    windows_hu = list(zip(segmenter.low_hu, segmenter.high_hu, strict=True))
+    fixed = HuSegmenter(
+        segmenter.network,
+        windows_hu,
+        segmenter.n_slices,
+        0,
+        segmenter.stride,
+        segmenter.label_map,
+        segmenter.spacing_mm,
+        pixel_mm,
+    )
+    return fixed.train(segmenter.training)

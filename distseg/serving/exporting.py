@@ -18,7 +18,7 @@ from distseg.config import Config
 from distseg.data.store import split_slices, store_of_run
 from distseg.errors import DistsegError
 from distseg.files import folder_written_aside, sha256_of, write_json
-from distseg.models.segmenter import HuSegmenter
+from distseg.models.segmenter import HuSegmenter, at_pixel_size
 from distseg.models.table import forward_cost
 from distseg.regions import exclusive, write_order
 from distseg.runs.folder import RunFolder, best_metadata
@@ -58,8 +58,8 @@ def write_export(wanted: RunToExport) -> dict[str, Any]:
     config, options, format = wanted.config, wanted.options, wanted.format
     whole = load_ensemble(wanted.members, options.depth)
     _settle_slices(whole, wanted.rules, config)
-    if config.data.spacing_mm and not format.any_size:
-        whole.fixed_pixel_mm = [float(mm) for mm in options.pixel_mm or ()]
+    if options.pixel_mm is not None:
+        whole = at_pixel_size(whole, options.pixel_mm)
     samples, device = read_samples(config), inference_device()
     segmenter, precision = _in_chosen_precision(whole, format, options, samples, config)
     described = replace(

@@ -21,7 +21,7 @@ from distseg.bars import counted
 from distseg.config import AIR_HU, Config
 from distseg.data.store import Case, split_slices, store_of_run
 from distseg.errors import DistsegError
-from distseg.models.segmenter import HuSegmenter
+from distseg.models.segmenter import HuSegmenter, SpacedSegmenter
 from distseg.scoring.cases import pooled_dice
 from distseg.scoring.segmenting import SegmentedCase, inference_device, with_neighbours
 from distseg.serving import standalone
@@ -192,7 +192,7 @@ def _run_without_distseg(
 
 def pixel_mm_of(segmenter: HuSegmenter, case: Case, n: int) -> tuple[torch.Tensor, ...]:
     """Sizes of a case's pixels for so many slices, where the segmenter takes them."""
-    if segmenter.spacing_mm <= 0 or segmenter.fixed_pixel_mm:
+    if not isinstance(segmenter, SpacedSegmenter):
         return ()
     return (torch.tensor([case.pixel_size_mm] * n, dtype=torch.float32),)
 
@@ -207,7 +207,7 @@ def _random_slices(segmenter: HuSegmenter, size: Sequence[int]) -> Iterator[tupl
         noise = torch.from_numpy(generator.normal(0, 30, smooth.shape))
         hu_NCHW = (smooth + noise).clamp(-32768, 32767).to(torch.int16)
         hu_NCHW[..., : height // 4, :] = BELOW_AIR_HU[seed % len(BELOW_AIR_HU)]
-        if segmenter.spacing_mm <= 0 or segmenter.fixed_pixel_mm:
+        if not isinstance(segmenter, SpacedSegmenter):
             yield "random", (hu_NCHW,)
         else:  # several sizes in a batch, some of them alike
             factors = generator.choice([0.5, 0.8, 1.3], (batch, 2))

@@ -21,7 +21,7 @@ from distseg.data.store import open_store, settled
 from distseg.errors import DistsegError
 from distseg.geometry import working_size
 from distseg.models.label_map import LabelMap
-from distseg.models.segmenter import HuSegmenter
+from distseg.models.segmenter import SpacedSegmenter
 from distseg.runs.folder import open_run
 from distseg.scoring.evaluation import evaluate_run
 from distseg.serving.client import RemoteSegmenter
@@ -89,7 +89,9 @@ def test_the_size_follows_the_pixels_and_the_image_is_the_one_that_training_sees
     batch = next(iter(build_val_loader(config.data, slices, Plan(len(slices), 4), CPU)))
     seen: list[torch.Tensor] = []
     network = lambda image: seen.append(image) or image[:, [0, 0]]  # noqa: E731
-    segmenter = HuSegmenter(network, config.data.windows_hu, 1, 0, 32, LabelMap({"lung": (1,), "x": (2,)}, 0.5), 11.25)  # type: ignore[arg-type]
+    segmenter = SpacedSegmenter(
+        network, config.data.windows_hu, 1, 0, 32, LabelMap({"lung": (1,), "x": (2,)}, 0.5), 11.25
+    )  # type: ignore[arg-type]
     hu_BCHW = torch.from_numpy(np.stack([np.load(one.image)[None] for one in slices[:4]]))
     segmenter(hu_BCHW, torch.full((4, 2), 5.625))
     torch.testing.assert_close(batch.image_BCHW, seen[0], rtol=0, atol=1e-4)
@@ -107,7 +109,7 @@ def test_a_batch_of_many_pixel_sizes_is_its_sizes_one_after_the_other_to_the_bit
         _, one_probability = segmenter(hu_BCHW[k : k + 1], sizes_B2[k : k + 1])
         torch.testing.assert_close(one_probability, probability[k : k + 1], rtol=0, atol=1e-6)
     for wrong, message in (
-        (None, "needs sizes of pixels"),
+        (None, "Expected a value of type|missing|PIXEL_MM"),
         (sizes_B2[:2], "as many as slices"),
         (sizes_B2 * float("nan"), "above 0"),
     ):
@@ -118,6 +120,10 @@ def test_a_batch_of_many_pixel_sizes_is_its_sizes_one_after_the_other_to_the_bit
 def test_the_run_and_the_file_say_what_they_see(spaced_run: Path, spaced_model: Path) -> None:
     described = json.loads((spaced_model / "model.json").read_text())
     assert described["spacing_mm"] == SPACING_MM and "pixel_mm" not in described
+    config = (spaced_model / "model_repository/distseg/config.pbtxt").read_text()
+    names = [argument.name for argument in torch.jit.load(spaced_model / "model.pt").forward.schema.arguments]
+    assert names == ["self", "hu_BCHW", "pixel_mm_B2"]  # Triton takes inputs in the order of the configuration
+    assert config.index('name: "HU"') < config.index('name: "PIXEL_MM"')
     assert described["training"]["seen"] == {"pixel_mm": [5.625, 5.625], "field_mm": [360.0, 360.0]}
     assert any("pixel_mm" in check for check in described["verification"]["checks"])
     assert evaluate_run(spaced_run, "val")["regions"]["lung"]["dice"]["mean"] > 0
