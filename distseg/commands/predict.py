@@ -1,8 +1,9 @@
 """Segments new volumes: `distseg predict RUN_OR_MODEL IN OUT`.
 
-IN is a NIfTI volume, a DICOM series, or a folder of either; each mask has its volume's shape, axis order and affine. RUN_OR_MODEL
-is a run folder, a folder that `distseg export` wrote, or its model.pt; post-processing that `distseg evaluate --tune` chose is
-applied. Of a folder, OUT/volumes.csv has the millilitres, and the same command goes on after any end.
+IN is a volume (NIfTI, .mha, .mhd, .nrrd), a DICOM series, slices (PNG, JPEG, TIFF), or a folder of one of them, nested or not;
+several IN may be given. Each mask has its volume's shape, axis order and place, in NIfTI unless OUT or --format says otherwise.
+RUN_OR_MODEL is a run folder, a folder that `distseg export` wrote, or its model.pt; post-processing that `distseg evaluate --tune`
+chose is applied. Of several volumes, OUT/volumes.csv has the millilitres, and the same command goes on after any end.
 """
 
 import argparse
@@ -20,14 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from distseg.serving.source import check_source, parse_address
     from distseg.serving.work import find_work
 
-    work = find_work(args.input, args.output, args.format)
+    work = find_work(args.input, args.output, args.format, args.probabilities)
     for note in work.notes:
         print(f"note: {note}")
     if args.server:
         parse_address(args.server)
     else:
         check_source(args.model)
-    if args.format == "dicom-seg":
+    if any(task.mask.suffix == ".dcm" for task in work.tasks):
         require("highdicom")
     from distseg.scoring.segmenting import inference_device
     from distseg.serving.model import open_model, open_server  # torch is imported once nothing is wrong
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = open_server(args.server, probabilities=args.probabilities is not None)
     else:
         model = open_model(args.model, inference_device())
-    options = Options(args.intensity, args.format, args.probabilities, args.overlay)
+    options = Options(args.intensity, args.format or "nifti", args.probabilities, args.overlay, args.hu_offset)
     Predictor(model, options, args.batch_size).predict(work)
     return 0
 
@@ -48,28 +49,40 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         __doc__,
         "distseg predict model volume.nii.gz mask.nii.gz",
         "distseg predict model volumes masks --overlay",
-        usage="%(prog)s RUN_OR_MODEL IN OUT [options] | %(prog)s --server URL IN OUT [options]",
+        "distseg predict model a.mha b.nrrd masks --format source",
+        usage="%(prog)s RUN_OR_MODEL IN [IN ...] OUT [options] | %(prog)s --server URL IN [IN ...] OUT [options]",
     )
-    parser.add_argument("model", type=Path, nargs="?", metavar="RUN_OR_MODEL")
-    parser.add_argument("input", type=Path, metavar="IN", help="a NIfTI file, a DICOM series, or a folder of either")
-    parser.add_argument("output", type=Path, metavar="OUT", help="the mask's file, or a folder for masks")
+    parser.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_MODEL IN OUT",
+        help="the model; volumes, series, slices or folders of them; the mask's file, or a folder for masks",
+    )
     parser.add_argument("--server", metavar="URL", help="grpc://HOST:PORT or http://HOST:PORT of a Triton server")
     parser.add_argument(
-        "--format", choices=("nifti", "dicom-seg"), default="nifti", help="of the masks (default nifti)"
+        "--format",
+        choices=("nifti", "source", "dicom-seg"),
+        help="of the masks (default: as OUT is called, else nifti, of slices PNG or TIFF); source: that of each volume",
     )
     parser.add_argument(
         "--probabilities",
         choices=("float32", "uint8"),
-        help="write a NIfTI file of each region's too; uint8: in steps of 1/255",
+        help="write a file of each region's too; uint8: in steps of 1/255",
     )
     parser.add_argument("--overlay", action="store_true", help="draw the most affected slices as a PNG too")
     parser.add_argument("--batch-size", type=positive_int, default=4, help="slices in one forward pass (default 4)")
     parser.add_argument(
         "--intensity", choices=("auto", "hu", "grey"), default="auto", help="of the volumes (default auto)"
     )
+    parser.add_argument(
+        "--hu-offset", type=int, metavar="N", help="values are HU + N, such as 1024 or 32768 in 16-bit PNG and TIFF"
+    )
     args = parser.parse_intermixed_args(argv)
-    if (args.model is None) != (args.server is not None):
+    if len(args.paths) < (2 if args.server else 3):
         parser.error("give RUN_OR_MODEL IN OUT, or --server URL IN OUT")
+    args.model = None if args.server else args.paths.pop(0)
+    *args.input, args.output = args.paths
     return args
 
 

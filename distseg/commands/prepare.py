@@ -44,6 +44,7 @@ def prepare(
     patients: str | None = None,
     readers: "Readers" = "union",
     intensity: str = "auto",
+    hu_offset: int | None = None,
     workers: int | None = None,
     cluster: str | None = None,
 ) -> "Store":
@@ -62,6 +63,7 @@ def prepare(
         patients: regular expression on a case's name, whose first group (or whole match) is the patient; None: as the layout says.
         readers: what several mask files of a volume become: their "union", what a "majority" has, or the "first".
         intensity: of the volumes: "hu", "grey" or "auto" (by their values).
+        hu_offset: what was added to their HU, such as 1024 or 32768 in pictures of 16 bits; None: nothing.
         workers: processes; None: one a core.
         cluster: tcp://HOST:PORT of a dask scheduler whose workers do the reading.
 
@@ -107,6 +109,7 @@ def prepare(
         patients=patients,
         readers=readers,
         intensity=intensity,
+        hu_offset=hu_offset,
         workers=workers or os.cpu_count() or 1,
         cluster=cluster,
     )
@@ -192,6 +195,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="several mask files of a volume: what becomes of them (default union)",
     )
     parser.add_argument("--intensity", choices=INTENSITIES, default="auto", help="of the volumes (default auto)")
+    parser.add_argument(
+        "--hu-offset", type=int, metavar="N", help="values are HU + N, such as 1024 or 32768 in 16-bit PNG and TIFF"
+    )
     parser.add_argument(
         "--workers", type=positive_int, default=os.cpu_count() or 1, help="processes (default: all cores)"
     )

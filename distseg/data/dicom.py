@@ -11,7 +11,7 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from distseg.config import AIR_HU
-from distseg.data.volume import GRID_TOLERANCE, Volume, check_voxel_count, in_lps, parsing
+from distseg.data.volume import GRID_TOLERANCE, LPS_TO_RAS, Volume, check_voxel_count, in_lps, parsing
 from distseg.errors import DistsegError
 
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
@@ -23,7 +23,6 @@ GROUPS = (
     "PixelMeasuresSequence",
     "PixelValueTransformationSequence",
 )
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 AXIAL = (1, 0, 0, 0, 1, 0)  # rows to the Left, columns to Posterior
 GAP_TOLERANCE = 0.05  # of the distance of slices
 ROUNDING_MM = 0.11  # how much further two slices may lie whose positions were rounded to 0.1 mm

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distseg.config import IGNORED_LABEL
-from distseg.data.file_kinds import is_picture, is_volume
+from distseg.data.file_kinds import is_picture, is_segmentation, is_volume
 from distseg.errors import DistsegError
 
 # Names that distseg knows, in the order in which they lie over each other: higher numbers overwrite lower ones.
@@ -65,13 +65,17 @@ def names_in_dataset(src: Path) -> tuple[dict[str, int], int | None] | None:
 
 
 def names_of_segments(files: Sequence[Path]) -> list[str]:
-    """The segments' names in DICOM-SEG files; none where one is no such file."""
+    """The segments' names in DICOM-SEG files and 3D Slicer's .seg.nrrd; none where a file has no such names."""
     import pydicom  # here: most sources have no SEG
 
+    from distseg.data.nrrd import segment_names
     from distseg.data.volume import parsing
 
     names: dict[str, None] = {}
     for path in files:
+        if is_segmentation(path) and (segments := segment_names(path)):
+            names |= dict.fromkeys(segments.values())
+            continue
         if is_volume(path) or is_picture(path):
             return []
         with parsing("mask", path):
@@ -82,13 +86,11 @@ def names_of_segments(files: Sequence[Path]) -> list[str]:
 
 def refuse_unnamed(files: Sequence[Path], src: Path) -> DistsegError:
     """The error about label maps that nothing names: the values found, and the line to type."""
-    from distseg.data.volume import whole_labels
-    from distseg.data.volume_files import read_volume
+    from distseg.data.volume_files import read_label_map
 
     values: set[int] = set()
     for path in files[:LOOKED_AT]:
-        volume = read_volume([path])
-        values |= {int(value) for value in np.unique(whole_labels(path, volume.values_ZYX))}
+        values |= {int(value) for value in np.unique(read_label_map([path]).values_ZYX)}
     some = " in the first files" if len(files) > LOOKED_AT else ""
     example = ",".join(f"NAME_{value}={value}" for value in sorted(values - {0}) or [1])
     return DistsegError(

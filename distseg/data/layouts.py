@@ -13,7 +13,16 @@ from pathlib import Path
 
 from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import read_patient_id
-from distseg.data.file_kinds import is_dicom, is_picture, is_volume, left_out_in_words, series_files, volume_stem
+from distseg.data.file_kinds import (
+    case_of_picture,
+    is_dicom,
+    is_picture,
+    is_volume,
+    left_out_in_words,
+    number_of_picture,
+    series_files,
+    volume_stem,
+)  # fmt: skip
 from distseg.data.label_names import (
     DATASET,
     KNOWN,
@@ -328,7 +337,7 @@ def _labels_of_maps(src: Path, files: Sequence[Path], folders: Sequence[str]) ->
 
 
 def _notes_on(left_out: Sequence[Path], src: Path) -> tuple[str, ...]:
-    return (left_out_in_words(left_out, src),) if left_out else ()
+    return (note,) if (note := left_out_in_words(left_out, src)) else ()
 
 
 def _cases_in(folder: Path, left_out: list[Path]) -> dict[str, tuple[Path, ...]]:
@@ -346,30 +355,24 @@ def _cases_in(folder: Path, left_out: list[Path]) -> dict[str, tuple[Path, ...]]
         elif is_volume(path):
             volumes.append((volume_stem(path), (path,)))
         elif is_picture(path):
-            slices.setdefault(re.sub(r"_\d+$", "", path.stem), []).append(path)
+            slices.setdefault(case_of_picture(path), []).append(path)
         elif is_dicom(path):
             volumes.append((path.name.removesuffix(".dcm"), (path,)))
         else:
             left_out.append(path)
-    volumes += [(case_id, tuple(sorted(files, key=_number))) for case_id, files in slices.items()]
+    volumes += [(case_id, tuple(sorted(files, key=number_of_picture))) for case_id, files in slices.items()]
     return _by_case(volumes)
 
 
 def _files_of_folder(folder: Path, left_out: list[Path]) -> tuple[Path, ...]:
     """PNG slices in the order of their numbers, or a DICOM series; `left_out` gets what lies beside either."""
-    pngs = tuple(sorted((path for path in folder.iterdir() if is_picture(path)), key=_number))
+    pngs = tuple(sorted((path for path in folder.iterdir() if is_picture(path)), key=number_of_picture))
     files, beside = series_files(folder)
     if files or not pngs:
         left_out += beside if files else ()
         return files
     left_out += [path for path in beside if path not in pngs]
     return pngs
-
-
-def _number(path: Path) -> tuple[int, str]:
-    """PNG slices sort by their last number (slice_9 before slice_10), other files by name."""
-    digits = re.findall(r"\d+", path.stem)
-    return (int(digits[-1]) if digits and is_picture(path) else 0, path.name)
 
 
 def _in_order_of(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Path, ...]:
@@ -452,7 +455,7 @@ def _csv(src: Path, declared: Mapping[str, int] | None) -> Source:
             if _is_marked(row[name])
         ]
         is_annotated = any(row[name] for name in mask_columns)
-        case_id = row.get("id") or volume_stem(Path(row["image"])).removesuffix(".png")
+        case_id = row.get("id") or volume_stem(Path(row["image"]))
         case_id = unicodedata.normalize("NFC", case_id)
         patient = unicodedata.normalize("NFC", row["patient"]) or case_id
         cases.append(CaseSource(case_id, patient, files, tuple(masks), is_annotated=is_annotated))

@@ -43,24 +43,24 @@ def read_nifti(path: Path) -> Volume:
     return replace(volume, header=image.header, notes=notes)
 
 
-def write_on_grid(path: Path, values_ZYX: np.ndarray, volume: Volume, scale: float = 1.0) -> None:
+def write_nifti(path: Path, values_ZYX: np.ndarray, volume: Volume, scale: float = 1.0) -> None:
     """Writes a mask, or a map of probabilities, where its volume lies.
 
-    The shape, the axis order and the geometry are those of the volume's NIfTI file, field by field; of another format those of
-    its array in distseg, as float32.
+    The shape, the axis order and the geometry are those of the volume's file: of NIfTI field by field, of another format as float32.
 
     Args:
-        path: ends in one of `SUFFIXES`.
+        path: ends in .nii.gz or .nii.
         values_ZYX: uint8 or float32.
         volume: as it was read.
         scale: what readers multiply the values with.
     """
-    header = nib.Nifti1Header() if volume.header is None else type(volume.header)()
-    if volume.header is not None:
+    affine = volume.stored_affine
+    assert affine is not None  # pictures lie nowhere
+    header = nib.Nifti1Header()
+    if isinstance(volume.header, nib.Nifti1Header):
+        header = type(volume.header)()
         for name in GEOMETRY:
             header[name] = volume.header[name]
-    affine = volume.affine if volume.header is None else volume.header.get_best_affine()
-    assert affine is not None  # PNG slices lie nowhere
     header.set_data_dtype(values_ZYX.dtype)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(as_stored(values_ZYX, affine), affine, header)

@@ -22,7 +22,7 @@ import pydantic
 from distseg.bars import counted
 from distseg.cluster import cluster_executor
 from distseg.config import IGNORED_LABEL
-from distseg.data.file_kinds import is_picture
+from distseg.data.file_kinds import is_picture, with_data_file
 from distseg.data.layouts import BY_FILE, BY_NAME, CaseSource, Source, find_source, relative_name
 from distseg.data.masks import Readers, read_image, read_labels
 from distseg.data.splits import Folds, assign_folds, check_fold_count, given_folds, ma2021_folds
@@ -68,6 +68,7 @@ class Reading:
     labels: Mapping[str, int]
     intensity: str
     readers: Readers
+    hu_offset: int | None = None
 
 
 def prepare_store(
@@ -81,6 +82,7 @@ def prepare_store(
     patients: str | None = None,
     readers: Readers = "union",
     intensity: str = "auto",
+    hu_offset: int | None = None,
     workers: int = 1,
     cluster: str | None = None,
 ) -> tuple[Store, tuple[str, ...]]:
@@ -95,7 +97,7 @@ def prepare_store(
         readers: see `read_labels`.
         root: folder of the store.
         rule: of the folds.
-        intensity: see `hounsfield`.
+        intensity, hu_offset: see `hounsfield`.
         workers: processes on this machine.
         cluster: address of a dask scheduler whose workers see `src` and `root` under the same paths; None: this machine.
 
@@ -115,7 +117,7 @@ def prepare_store(
         building = root if in_place else beside(root, ".preparing")
         with _executor(cluster, min(workers, len(source.cases))) as executor:
             cases, notes = _prepare_cases(
-                source, Reading(source.root, building, source.labels, intensity, readers), executor
+                source, Reading(source.root, building, source.labels, intensity, readers, hu_offset), executor
             )
         notes += _notes_on_images(source, building, cases)
         folds = _folds(source, cases, rule)
@@ -236,6 +238,7 @@ def prepare_case(source: CaseSource, reading: Reading) -> tuple[Case, tuple[str,
     digests = {relative_name(files, reading.src): _sha256_of_files(files) for files in _files_of(source)}
     made_from = [STORE_VERSION, digests, source.slice_index, source.patient, dict(reading.labels), reading.intensity]
     made_from += [reading.readers] if any(len(mask.files) > 1 for mask in source.masks) else []
+    made_from += [] if reading.hu_offset is None else [f"hu_offset {reading.hu_offset}"]
     made_from += [] if source.is_annotated else ["not annotated"]
     made_from += [[dict(mask.label_of_value), dict(mask.label_of_segment)] for mask in source.masks]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
@@ -243,7 +246,7 @@ def prepare_case(source: CaseSource, reading: Reading) -> tuple[Case, tuple[str,
     if (done := _read_done(reading.root / folder)) and not problems_of_case(reading.root, done):
         return done, ()
     volume = read_image(source)
-    hu_ZYX, origin = hounsfield(volume, reading.intensity)
+    hu_ZYX, origin = hounsfield(volume, reading.intensity, reading.hu_offset)
     label_ZYX = read_labels(source, volume, reading.readers)
     case = Case(
         id=source.id,
@@ -305,7 +308,8 @@ def _files_of(source: CaseSource) -> list[Sequence[Path]]:
 
 
 def _sha256_of_files(files: Sequence[Path]) -> str:
-    """Of one file its own digest, of several the digest of their names and digests."""
+    """Of one file its own digest, of several the digest of their names and digests; voxels that lie beside a header count."""
+    files = [part for path in files for part in with_data_file(path)]
     try:
         if len(files) == 1:
             return sha256_of(files[0])

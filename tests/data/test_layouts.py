@@ -219,11 +219,11 @@ def test_a_patient_of_a_csv_is_one_in_either_form_of_unicode(paired: Path) -> No
 
 def test_what_lies_beside_the_slices_that_a_csv_names_is_told(store: Path, tmp_path: Path) -> None:
     write_png(open_store(store), tmp_path / "png", nested=True)
-    (tmp_path / "png/images/phantom_001/scan.mha").touch()
+    (tmp_path / "png/images/phantom_001/scan.mgz").touch()
     rows = ["image,lung,patient", *(f"images/{case},lung/{case},{case}" for case in CASES)]
     (tmp_path / "png/mine.csv").write_text("\n".join(rows) + "\n")
     notes = find_source(tmp_path / "png/mine.csv").notes
-    assert "left out: images/phantom_001/scan.mha (MetaImage is not supported; convert it to NIfTI)" in notes
+    assert "left out: images/phantom_001/scan.mgz (MGH is not supported; convert it to NIfTI)" in notes
 
 
 def test_numbered_pictures_of_one_patient_stay_together(store: Path, tmp_path: Path) -> None:
@@ -318,10 +318,10 @@ def test_a_name_is_one_in_either_unicode_form(paired: Path, tmp_path: Path) -> N
 
 
 def test_what_is_no_volume_is_told(paired: Path, tmp_path: Path) -> None:
-    (paired / "images/x.mha").touch()
+    (paired / "images/x.mgz").touch()
     shutil.copytree(paired / "images", paired / "lung/nested/deeper")
     _, notes = prepare_store(paired, tmp_path / "store", FoldRule(2), workers=1)
-    assert "images/x.mha (MetaImage is not supported; convert it to NIfTI), lung/nested (a folder)" in notes[1]
+    assert "images/x.mgz (MGH is not supported; convert it to NIfTI), lung/nested (a folder)" in notes[1]
     prepare(paired, paired / "store")
     prepare(paired, paired / "store")  # a store inside its source is no folder of masks
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distseg.data.file_kinds import is_volume, volume_stem
-from distseg.data.nifti import read_nifti, write_on_grid
+from distseg.data.nifti import read_nifti, write_nifti
 from distseg.data.volume import Volume, hounsfield, whole_labels
 from distseg.errors import DistsegError
 
@@ -29,7 +29,7 @@ def test_any_axis_order_reads_as_one_and_its_mask_goes_back(axes: str, suffix: s
     nib.save(turned, tmp_path / f"v{suffix}")
     volume = read_nifti(tmp_path / f"v{suffix}")
     assert np.array_equal(volume.values_ZYX, lps_ZYX) and volume.spacing_mm == (3, 2, 1)
-    write_on_grid(tmp_path / "m.nii.gz", (lps_ZYX > 0).astype(np.uint8), volume)
+    write_nifti(tmp_path / "m.nii.gz", (lps_ZYX > 0).astype(np.uint8), volume)
     mask = nib.load(tmp_path / "m.nii.gz")
     assert np.array_equal(mask.affine, turned.affine) and mask.get_data_dtype() == np.uint8
     assert np.array_equal(np.asarray(mask.dataobj), np.asarray(turned.dataobj) > 0)
@@ -49,7 +49,7 @@ def test_a_mask_has_its_volume_s_geometry_to_the_bit(
     nib.save(source, tmp_path / "v.nii.gz")
     volume = read_nifti(tmp_path / "v.nii.gz")
     probability_ZYX = np.random.default_rng(0).integers(0, 256, volume.values_ZYX.shape, np.uint8)
-    write_on_grid(tmp_path / "p.nii.gz", probability_ZYX, volume, scale=1 / 255)
+    write_nifti(tmp_path / "p.nii.gz", probability_ZYX, volume, scale=1 / 255)
     header, written = nib.load(tmp_path / "v.nii.gz").header, nib.load(tmp_path / "p.nii.gz")
     for name in ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "srow_z"):
         assert written.header[name].tobytes() == header[name].tobytes(), name
@@ -127,7 +127,7 @@ def test_a_last_axis_of_one_is_one_volume_and_suffixes_come_in_any_case(tmp_path
     for name, array in (("a.NII.GZ", values), ("b.Nii", values[..., None]), ("c.nii.gz", values[..., None, None])):
         volume = read_nifti(write(tmp_path / name.lower(), array, np.eye(4)).rename(tmp_path / name))
         assert volume.values_ZYX.shape == (5, 4, 3) and is_volume(tmp_path / name)
-        write_on_grid(tmp_path / "mask.nii.gz", volume.values_ZYX.astype(np.uint8), volume)
+        write_nifti(tmp_path / "mask.nii.gz", volume.values_ZYX.astype(np.uint8), volume)
         assert nib.load(tmp_path / "mask.nii.gz").shape == (3, 4, 5)
     assert [volume_stem(Path(name)) for name in ("a.NII.GZ", "b.Nii", "c.d.nii.gz", "x.gz")] == [
         "a",

@@ -162,7 +162,7 @@ def test_a_folder_of_series_has_a_mask_for_each_and_names_what_is_none(
     write_ct(tmp_path / "in/whole", hu_ZYX)
     write_ct(tmp_path / "in/gap", hu_ZYX, without=[3])
     (tmp_path / "in/notes").mkdir()
-    (tmp_path / "in/a.nrrd").write_text("NRRD0004")
+    (tmp_path / "in/a.mgz").write_text("")
     (tmp_path / "in/whole/DICOMDIR").write_text("")
     assert predict(model, tmp_path / "in", tmp_path / "out", "--format", "dicom-seg") == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -171,7 +171,7 @@ def test_a_folder_of_series_has_a_mask_for_each_and_names_what_is_none(
         "whole.dcm",
     ]
     printed, said = capsys.readouterr()
-    assert "note: left out: a.nrrd (NRRD is not supported; convert it to NIfTI), whole/DICOMDIR" in printed
+    assert "note: left out: a.mgz (MGH is not supported; convert it to NIfTI), whole/DICOMDIR" in printed
     assert "slices may be missing" in said and "notes without a DICOM file" in said
     assert said.splitlines()[-1].startswith("error: predict: 1 of 3 volumes are done, gap, notes failed")
 
