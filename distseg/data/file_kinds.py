@@ -142,6 +142,8 @@ def what_it_is(path: Path) -> str:
         return "a link to nothing"
     if path.is_dir():
         return "a folder"
+    if is_segmentation(path):
+        return "a segmentation"
     if kind := NOT_SUPPORTED.get(path.suffix.lower()):
         return f"{kind} is not supported; convert it to NIfTI"
     return ""

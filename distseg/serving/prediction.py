@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from distseg.bars import Bar, say
-from distseg.data.file_kinds import NIFTI, PICTURES
+from distseg.data.file_kinds import PICTURES
 from distseg.data.volume import Volume, hounsfield
 from distseg.data.volume_files import read_volume, write_volume
 from distseg.errors import DistsegError
@@ -134,9 +134,7 @@ class Predictor:
 
 def _beside(task: MaskTask, model: Model, options: Options) -> list[Path]:
     """What is written of a volume besides its mask: the probabilities of the regions in their order, the overlay."""
-    kind = {**dict.fromkeys(NIFTI, ".nii.gz"), ".dcm": ".nii.gz", ".mhd": ".mha"}.get(
-        task.mask.suffix, task.mask.suffix
-    )
+    kind = {**dict.fromkeys((".gz", ".nii", ".dcm"), ".nii.gz"), ".mhd": ".mha"}.get(task.mask.suffix, task.mask.suffix)
     kind = ".tif" if kind in PICTURES else kind  # which holds several slices, and float32
     endings = [f"_probability_{name}{kind}" for name in model.described.regions] if options.probabilities else []
     return [task.beside(ending) for ending in (*endings, *(["_overlay.png"] if options.overlay else []))]

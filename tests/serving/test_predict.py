@@ -428,10 +428,10 @@ def test_a_server_gives_the_same_files(model: Path, volumes: Path, tmp_path: Pat
 def test_words_may_come_in_any_order() -> None:
     for words in (["M", "--batch-size", "2", "IN", "OUT"], ["M", "IN", "--batch-size", "2", "OUT"]):
         args = parse_arguments(words)
-        assert (args.model, args.input, args.output) == (Path("M"), Path("IN"), Path("OUT"))
+        assert (args.model, args.input, args.output) == (Path("M"), [Path("IN")], Path("OUT"))
     args = parse_arguments(["IN", "--server", "grpc://127.0.0.1:1", "OUT"])
-    assert (args.model, args.input, args.output) == (None, Path("IN"), Path("OUT"))
-    for wrong in (["IN", "OUT"], ["--server", "grpc://127.0.0.1:1", "M", "IN", "OUT"]):
+    assert (args.model, args.input, args.output) == (None, [Path("IN")], Path("OUT"))
+    for wrong in (["IN", "OUT"], ["--server", "grpc://127.0.0.1:1", "OUT"]):
         with pytest.raises(SystemExit, match="2"):
             parse_arguments(wrong)
 
@@ -440,10 +440,13 @@ def test_words_may_come_in_any_order() -> None:
     ("words", "message"),
     [
         (["{model}", "/nowhere.nii", "{out}/x.nii"], "input: got /nowhere.nii; no such file or folder"),
-        (["{model}", "{store}/store.json", "{out}/x.nii"], "neither NIfTI nor DICOM"),
+        (["{model}", "{store}/store.json", "{out}/x.nii"], "no NIfTI, MetaImage, NRRD, DICOM, or slices as PNG"),
         (["{model}", "{empty}", "{out}"], "with no volume; it must hold one of"),
-        (["{model}", "{mixed}", "{out}"], "with .nii or .nii.gz files and folders of DICOM series"),
-        (["{model}", "{twins}", "{out}"], "got a.nii and a.nii.gz; their masks would have one name"),
+        (
+            ["{model}", "{mixed}", "{out}"],
+            "with volumes (NIfTI, MetaImage, NRRD, TIFF of several pages) and DICOM series",
+        ),
+        (["{model}", "{twins}", "{out}"], "/a.nii.gz; their masks would have one name"),
         (["{model}", "{gap}", "{out}.nii"], "slices may be missing; complete the series"),
         (["{model}", "{cut}", "{out}.nii"], "cut.nii.gz: damaged or not readable"),
         (["{model}", "{volumes}", "{volumes}/masks"], "masks would be taken for volumes"),
@@ -453,7 +456,7 @@ def test_words_may_come_in_any_order() -> None:
         (["{model}", "{volumes}", "{out}.nii.gz"], "for a folder of volumes; it must be a folder"),
         (
             ["{model}", "{volume}", "{out}.dcm", "--format", "dicom-seg"],
-            "it references DICOM images, and NIfTI is none",
+            "it references DICOM images, and this is none",
         ),
         (
             ["{model}", "{volumes}", "{taken}"],
