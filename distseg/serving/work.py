@@ -1,5 +1,6 @@
 """What `distseg predict` has to do: which volumes its inputs hold, and where the mask of each goes."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,7 +114,8 @@ def find_work(sources: Sequence[Path], out: Path, file_format: str | None, proba
         tasks: tuple[MaskTask, ...] = (_single_task(volume, files, out, stems[volume], file_format),)
         folder = None
     else:
-        tasks, folder = _tasks_in(volumes, root_of, stems, out, file_format), out
+        folder, inside = out, _folders(volumes, root_of, stems, sources)
+        tasks = _tasks_in(volumes, inside, stems, out, file_format)
     if probabilities == "uint8" and (unscaled := [t for t in tasks if t.mask.name.endswith(UNSCALED)]):
         raise DistsegError(
             f"--probabilities: got uint8 for {unscaled[0].mask.name}; MetaImage and NRRD cannot say that a step is 1/255; use float32"
@@ -137,7 +139,7 @@ def _single_task(volume: Path, files: tuple[Path, ...], out: Path, stem: str, fi
 
 def _tasks_in(
     volumes: Mapping[Path, tuple[Path, ...]],
-    root_of: Mapping[Path, Path],
+    inside: Mapping[Path, Path],
     stems: Mapping[Path, str],
     out: Path,
     file_format: str | None,
@@ -147,14 +149,29 @@ def _tasks_in(
         raise DistsegError(f"output: got file {out} for a folder of volumes; it must be a folder")
     tasks: dict[str, MaskTask] = {}
     for path, files in volumes.items():
-        inside = path.parent.relative_to(root_of[path]) if path in root_of else Path()
         stem = case_of_picture(path) if len(files) > 1 and is_picture(path) else stems[path]
         ending = _endings(path, files, file_format)[0]
-        name = (inside / stem).as_posix()
-        task = MaskTask(files, path, out / inside / f"{stems[path]}{ending}", name)
+        name = (inside[path] / stem).as_posix()
+        task = MaskTask(files, path, out / inside[path] / f"{stems[path]}{ending}", name)
         if (other := tasks.setdefault(name, task)) is not task:
             raise DistsegError(f"input: got {other.source} and {path}; their masks would have one name; rename one")
     return tuple(tasks.values())
+
+
+def _folders(
+    volumes: Mapping[Path, tuple[Path, ...]],
+    root_of: Mapping[Path, Path],
+    stems: Mapping[Path, str],
+    sources: Sequence[Path],
+) -> dict[Path, Path]:
+    """Below the folder of masks, those that the volumes lie in: seen from their input, or, where two of several inputs would have
+    masks of one name, from the folder that all inputs lie in.
+    """
+    inside = {path: path.parent.relative_to(root_of[path]) if path in root_of else Path() for path in volumes}
+    if len(sources) > 1 and len({inside[path] / stems[path] for path in volumes}) < len(volumes):
+        shared = os.path.commonpath([source.absolute().parent for source in sources])
+        return {path: path.absolute().parent.relative_to(shared) for path in volumes}
+    return inside
 
 
 def _endings(volume: Path, files: Sequence[Path], file_format: str | None) -> tuple[str, ...]:

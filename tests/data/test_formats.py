@@ -9,6 +9,7 @@ import nrrd
 import numpy as np
 import pytest
 
+from distseg.commands.prepare import prepare
 from distseg.data.file_kinds import left_out_in_words, volume_stem
 from distseg.data.label_names import names_of_segments
 from distseg.data.layouts import CaseSource, MaskSource
@@ -82,7 +83,7 @@ def test_a_mask_in_another_format_has_its_volume_s_axes_and_place(tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["mha", "mhd", "nrrd", "nhdr"])
 def test_every_type_of_voxel_is_read_as_simpleitk_wrote_it(kind: str, tmp_path: Path) -> None:
-    for code in ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"):
+    for code in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"):
         values = VALUES.astype(code)
         read = read_volume([write(tmp_path / f"{code}.{kind}", values=values)]).values_ZYX
         assert read.dtype == values.dtype and np.array_equal(read, values), code
@@ -239,6 +240,33 @@ def test_segments_of_slicer_go_by_name_and_the_higher_label_lies_on_top(layered:
 def test_a_label_map_called_seg_nrrd_without_names_is_a_label_map(tmp_path: Path) -> None:
     path = write(tmp_path / "s.seg.nrrd", values=(VALUES > 0).astype(np.uint8))
     assert names_of_segments([path]) == [] and np.array_equal(read_label_map([path]).values_ZYX, VALUES > 0)
+
+
+@pytest.mark.parametrize("kind", ["mha", "mhd", "nrrd", "nhdr", "seg.nrrd"])
+def test_a_store_of_any_format_holds_what_that_of_nifti_holds(kind: str, tmp_path: Path) -> None:
+    direction = list(directions())[30]
+    for number, folder in itertools.product(range(3), ("images", "labels")):
+        values = (
+            np.roll(VALUES, number, axis=0)
+            if folder == "images"
+            else (np.roll(VALUES, number, axis=0) > 0).astype(np.uint8)
+        )
+        for own in ("nii.gz", kind):
+            (tmp_path / own / folder).mkdir(parents=True, exist_ok=True)
+            suffix = own if folder == "labels" else own.removeprefix("seg.")
+            write(tmp_path / own / folder / f"p{number}.{suffix}", direction, values)
+    words = {"folds": 2, "workers": 1, "labels": {"lung": 1}}
+    mine, theirs = (prepare(tmp_path / own, tmp_path / "stores" / own, **words) for own in (kind, "nii.gz"))
+    for case, other in zip(mine.cases, theirs.cases, strict=True):
+        assert case.id == other.id and case.spacing_mm == pytest.approx(other.spacing_mm, abs=1e-6)
+        for read, expected in zip(mine.read_case(case), theirs.read_case(other), strict=True):
+            assert np.array_equal(read, expected)
+    if kind == "mhd":  # voxels beside a header count, too
+        raw = tmp_path / kind / "images/p0.raw"
+        raw.write_bytes((np.frombuffer(raw.read_bytes(), np.int16) + 1).astype(np.int16).tobytes())
+        again = prepare(tmp_path / kind, tmp_path / "stores" / kind, **words)
+        changed = [one.sha256 != other.sha256 for one, other in zip(again.cases, mine.cases, strict=True)]
+        assert changed == [True, False, False]
 
 
 def test_files_that_are_read_through_another_are_not_left_out(tmp_path: Path) -> None:

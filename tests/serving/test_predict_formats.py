@@ -162,8 +162,13 @@ def test_nnunet_s_channel_is_left_off_and_a_second_one_refused(tmp_path: Path) -
 
 def test_inputs_that_would_write_one_mask_or_hold_two_kinds_are_refused(tmp_path: Path, hu_ZYX: np.ndarray) -> None:
     first, second = empty(tmp_path / "1", "sub/a.nii.gz"), empty(tmp_path / "2", "sub/a.mha")
+    for inputs in ([first, second], [first / "sub/a.nii.gz", second / "sub/a.mha"]):  # told apart by their folders
+        assert [t.name for t in find_work(inputs, tmp_path / "out", None).tasks] == ["1/sub/a", "2/sub/a"]
+    twins = empty(tmp_path / "twins", "a.nii", "a.mha")
     with pytest.raises(DistsegError, match="their masks would have one name"):
-        find_work([first, second], tmp_path / "out", None)
+        find_work([twins], tmp_path / "out", None)
+    with pytest.raises(DistsegError, match="their masks would have one name"):
+        find_work([twins / "a.nii", twins / "a.mha"], tmp_path / "out", None)
     assert [t.name for t in find_work([first / "sub", second], tmp_path / "out", None).tasks] == ["a", "sub/a"]
     write_ct(first / "patient/study/series", hu_ZYX)
     with pytest.raises(DistsegError, match="with volumes .* and DICOM series"):
