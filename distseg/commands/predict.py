@@ -48,8 +48,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "predict",
         __doc__,
         "distseg predict model volume.nii.gz mask.nii.gz",
-        "distseg predict model volumes masks --overlay",
-        "distseg predict model a.mha b.nrrd masks --format source",
+        "distseg predict model a.mha volumes masks --format source",
         usage="%(prog)s RUN_OR_MODEL IN [IN ...] OUT [options] | %(prog)s --server URL IN [IN ...] OUT [options]",
     )
     parser.add_argument(

@@ -1,6 +1,7 @@
 """Slices of one volume as PNG, JPEG or TIFF: grey images in, label maps in and out, without a place in the patient."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from distseg.errors import DistsegError
 from distseg.files import written_aside
 
 GREY_MODES = ("1", "L", "I;16", "I;16B", "I", "F")
+DESCRIPTION = 270  # tag of TIFF
+IMAGEJ_SLICES = re.compile(r"^ImageJ=.*^images=(\d+)$", re.MULTILINE | re.DOTALL)
 JPEG_NOISE = 64  # how far compression at quality 75 and above takes 0 and 255 away, with room
 JPEG_COLOUR_NOISE = 16  # the same of grey that was stored as colour
 
@@ -91,6 +94,11 @@ def _pages(path: Path) -> list[tuple[str, np.ndarray]]:
     with parsing("slice", path):
         with Image.open(path, formats=[kind]) as image:
             n_pages = getattr(image, "n_frames", 1)
+            told = IMAGEJ_SLICES.search(str(getattr(image, "tag_v2", {}).get(DESCRIPTION, "")))
+            if told and int(told[1]) != n_pages:
+                raise DistsegError(
+                    f"slice {path}: got a stack of {told[1]} slices that lists {n_pages}, as ImageJ writes large ones; save it as NIfTI"
+                )
             check_voxel_count(path, (n_pages, image.height, image.width))
             deep = kind == "PNG" and "16" in str(image.tile[0].args)
             image.verify()  # checksums, at which reading the pixels does not look

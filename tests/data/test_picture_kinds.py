@@ -63,6 +63,9 @@ def test_tiff_slices_and_stacks_are_read_as_they_are(tmp_path: Path) -> None:
         assert np.array_equal(read.values_ZYX, values) and read.spacing_mm is None, dtype
         slices = [save(tmp_path / f"s/{z}.tiff", slice_YX) for z, slice_YX in enumerate(values)]
         assert np.array_equal(read_pictures(slices).values_ZYX, values)
+    first.save(tmp_path / "imagej.tif", description="ImageJ=1.54\nimages=4\nslices=4\n")
+    with pytest.raises(DistsegError, match="got a stack of 4 slices that lists 1, as ImageJ writes large ones"):
+        read_pictures([tmp_path / "imagej.tif"])
     (tmp_path / "case_0000.tif").write_bytes((tmp_path / "int16.tif").read_bytes())
     (tmp_path / "case.json").write_text(json.dumps({"spacing": [2.5, 0.7, 0.8]}))
     assert read_pictures([tmp_path / "case_0000.tif"]).spacing_mm == (2.5, 0.7, 0.8)

@@ -176,7 +176,10 @@ def test_inputs_that_would_write_one_mask_or_hold_two_kinds_are_refused(tmp_path
     (first / "sub/a.nii.gz").unlink()
     (task,) = find_work([first / "patient"], tmp_path / "out", "source").tasks
     assert task.name == "study/series" and task.mask == tmp_path / "out/study/series.dcm"
+    voxels = tmp_path / "voxels.mhd"
+    voxels.write_text("ElementDataFile = mask.raw")
     for words, message in (
+        (([voxels], tmp_path / "mask.mhd", None), "mask.raw, the volume itself"),
         (([second], tmp_path / "out", "dicom-seg"), "it references DICOM images"),
         (([second / "sub/a.mha"], tmp_path / "m.nrrd", "source"), "must end in .mha"),
         (([second], tmp_path / "out", "source", "uint8"), "MetaImage and NRRD cannot say that a step is 1/255"),
