@@ -143,10 +143,11 @@ def _mask_files(folder: Path, cases: Sequence[Case]) -> dict[str, tuple[Path, ..
         if several:
             masks[case.id] = found[several[0]]
     if missing := [case.id for case in cases if case.id not in masks]:
+        segs = " (a DICOM-SEG does not say which slices of the volume it lacks)" if any(folder.rglob("*.dcm")) else ""
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DistsegError(
             f"masks: got {folder} without {len(missing)} of {len(cases)} cases ({some}); each needs CASE.nii.gz, .mha, .nrrd or .png, in "
-            "any folder below; predict them, or choose another --split or data.fold"
+            f"any folder below{segs}; predict them, or choose another --split or data.fold"
         )
     return masks
 

@@ -220,6 +220,8 @@ def test_masks_are_paired_by_name_by_place_and_by_folder(tmp_path: Path) -> None
     assert {name: [path.name for path in files] for name, files in found.items()} == {
         "a": ["a.seg.nrrd"], "s1": ["ct.mha"], "p": ["p_1.png", "p_2.png", "p_10.png"], "d": ["d.mha"],
     }  # fmt: skip
+    with pytest.raises(DistsegError, match=r"without 1 of 1 cases \(q\); .* \(a DICOM-SEG does not say which slices"):
+        _mask_files(empty(tmp_path / "segs", "q.dcm"), [Of("q", "q/IM0 and 9 more")])  # type: ignore[list-item]
     empty(tmp_path, "other/a.nii")
     with pytest.raises(DistsegError, match=r"deep/a.seg.nrrd and .*other/a.nii for case a; each has one"):
         _mask_files(folder, cases)  # type: ignore[arg-type]
