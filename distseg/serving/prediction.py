@@ -225,29 +225,26 @@ def _read_ahead(tasks: Sequence[MaskTask], options: Options) -> Iterator[tuple[M
 def _read(task: MaskTask, options: Options) -> Read:
     if not task.files:
         raise DistsegError(f"input: got {task.source} without a DICOM file; each folder holds a series; move it away")
-    volume = read_volume(task.files)
-    _check_no_label_map(volume, options.intensity)
-    return in_hu(volume, options.intensity, options.hu_offset)
-
-
-def _check_no_label_map(volume: Volume, intensity: str) -> None:
-    """Masks lie beside volumes in many sets, and few values from 0 to 255 would be taken for a grey CT."""
-    values = volume.values_ZYX
-    if intensity != "auto" or values.min() < 0 or values.max() > 255:
-        return
-    whole = values.astype(np.uint8)
-    held = np.flatnonzero(np.bincount(whole.ravel()))
-    if 1 < len(held) <= MOST_LABELS and (whole == values).all():
-        raise DistsegError(
-            f"volume {volume.path}: got only the values {held.tolist()}; a label map, by its look, and no CT; move it away, "
-            "or say --intensity grey"
-        )
+    return in_hu(read_volume(task.files), options.intensity, options.hu_offset)
 
 
 def in_hu(volume: Volume, intensity: str, hu_offset: int | None = None) -> Read:
     """The volume with int16 HU for values, and where they came from; see `hounsfield`."""
     hu_ZYX, origin = hounsfield(volume, intensity, hu_offset)
+    if intensity == "auto" and origin.startswith("grey"):
+        _check_no_label_map(volume)
     return replace(volume, values_ZYX=hu_ZYX), origin
+
+
+def _check_no_label_map(volume: Volume) -> None:
+    """Masks lie beside volumes in many sets, and few values from 0 to 255 would be taken for a grey CT. As in export/cpp/volume.cpp."""
+    whole = volume.values_ZYX.astype(np.uint8)
+    held = np.flatnonzero(np.bincount(whole.ravel()))
+    if len(held) <= MOST_LABELS and (whole == volume.values_ZYX).all():
+        raise DistsegError(
+            f"volume {volume.path}: got only the values {held.tolist()}; a label map, by its look, and no CT; move it away, "
+            "or say --intensity grey"
+        )
 
 
 @contextlib.contextmanager

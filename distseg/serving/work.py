@@ -130,8 +130,9 @@ def _single_task(volume: Path, files: tuple[Path, ...], out: Path, stem: str, fi
         raise DistsegError(
             f"output: got {out}; a mask's name must end in {' or '.join(endings)}; rename it, or give a folder"
         )
-    own = {path.resolve() for path in with_data_file(volume)}
-    if lost := [path for path in MaskTask(files, volume, mask, stem).masks if path.resolve() in own]:
+    own = [path for path in with_data_file(volume) if path.exists()]
+    written = [path for path in MaskTask(files, volume, mask, stem).masks if path.exists()]
+    if lost := [path for path in written if any(path.samefile(other) for other in own)]:
         raise DistsegError(f"output: got {lost[0]}, the volume itself; it would be lost; choose another")
     if mask.exists() and mask != out:
         raise DistsegError(f"output: got {out}, which holds {mask.name}; give the name of the file to replace it")

@@ -178,6 +178,7 @@ def test_inputs_that_would_write_one_mask_or_hold_two_kinds_are_refused(tmp_path
     assert task.name == "study/series" and task.mask == tmp_path / "out/study/series.dcm"
     voxels = tmp_path / "voxels.mhd"
     voxels.write_text("ElementDataFile = mask.raw")
+    (tmp_path / "mask.raw").touch()
     for words, message in (
         (([voxels], tmp_path / "mask.mhd", None), "mask.raw, the volume itself"),
         (([second], tmp_path / "out", "dicom-seg"), "it references DICOM images"),
