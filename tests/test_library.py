@@ -99,7 +99,7 @@ def test_an_array_has_the_mask_and_millilitres_of_predict(
     assert np.array_equal(written.values_ZYX, result.mask) and written.spacing_mm == volume.spacing_mm
     without = opened.segment(volume.values_ZYX)
     assert np.array_equal(without.mask, result.mask) and without.millilitres is None
-    with pytest.raises(distseg.DistsegError, match="save: got .*; a file has voxel sizes; give spacing_mm"):
+    with pytest.raises(distseg.DistsegError, match="save: got .*; a volume's file has voxel sizes; give spacing_mm"):
         without.save(tmp_path / "none.nii.gz")
 
 
@@ -184,7 +184,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "volume: got builtins.list; it must be a path, a nibabel or SimpleITK image": (lambda: HU.tolist(), {}),
     "volume: got builtins.NoneType": (lambda: None, {}),
     "volume: got nowhere.nii.gz; no such file or folder; check the path": (lambda: "nowhere.nii.gz", {}),
-    "neither NIfTI nor DICOM; convert it": (lambda: ROOT / "README.md", {}),
+    "slices as PNG, JPEG or TIFF; convert it": (lambda: ROOT / "README.md", {}),
     "without a DICOM file; it must hold one series": (lambda: ROOT / "tests", {}),
     "volume nibabel image: got shape (2, 32, 64, 2)": (
         lambda: nib.Nifti1Image(HU.reshape(2, 32, 64, 2), np.eye(4)),
@@ -238,7 +238,8 @@ def test_a_wrong_word_to_the_others_is_told_in_one_line(
         "precision: got 'int8'; it must be one of auto": lambda: distseg.export(small_run, out, precision="int8"),
         "size: got (512,); it must be height and width": lambda: distseg.export(small_run, out, size=(512,)),
         "dice_tolerance: got -1; it must be": lambda: distseg.export(small_run, out, dice_tolerance=-1),
-        "save: got mask.png; a mask's name must end in": lambda: opened.segment(HU).save("mask.png"),
+        "save: got mask.gipl; a mask's name must end in": lambda: opened.segment(HU).save("mask.gipl"),
+        "save: got mask.png for": lambda: opened.segment(HU).save("mask.png"),
         "save: got /proc/mask.nii, which cannot be written": lambda: opened.segment(HU, spacing_mm=(1, 1, 1)).save(
             "/proc/mask.nii"
         ),

@@ -2,7 +2,7 @@
 
 Volumes are scored at their own resolution through the served model, so the figures are those of the exported file. Over
 several ranks (`accelerate launch ... distseg/evaluate.py RUN`, `torchrun`) the figures are the same. RUN may also be a
-folder of masks, <case>.nii.gz (.mha, .nrrd, ...), that anything else made: name the store then.
+folder of masks, <case>.nii.gz or as predict writes them, that anything else made: name the store then.
 
 `distseg evaluate --compare RUN_A RUN_B` pairs two evaluations case by case. The predecessor's flags work too:
 `distseg/evaluate.py --datadir SRC --savedir_base RUNS -ei unetplus_densenet161`.

@@ -49,7 +49,7 @@ def prepare(
     patients: str | None = None,
     readers: "Readers" = "union",
     intensity: str = "auto",
-    hu_offset: int = 0,
+    hu_offset: int | None = None,
     pixel_mm: Sequence[float] | None = None,
     workers: int | None = None,
     cluster: str | None = None,
@@ -218,9 +218,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("Y", "X"),
         help="of volumes that do not say it: down and across",
     )
-    parser.add_argument(
-        "--hu-offset", type=int, default=0, metavar="N", help="values are HU plus N, e.g. 1024 in 16-bit pictures"
-    )
+    parser.add_argument("--hu-offset", type=int, metavar="N", help="values are HU plus N, e.g. 1024 in 16-bit pictures")
     parser.add_argument(
         "--workers", type=positive_int, default=os.cpu_count() or 1, help="processes (default: all cores)"
     )

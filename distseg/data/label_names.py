@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distseg.config import IGNORED_LABEL
-from distseg.data.file_kinds import NRRD, is_picture, is_volume
+from distseg.data.file_kinds import is_picture, is_segmentation, is_volume
 from distseg.errors import DistsegError
 
 # Names that distseg knows, in the order in which they lie over each other: higher numbers overwrite lower ones.
@@ -120,12 +120,12 @@ def names_of_segments(files: Sequence[Path]) -> list[str]:
 
 
 def _segments(path: Path) -> list[str]:
-    if is_picture(path) or is_volume(path) and not path.name.lower().endswith(NRRD):
-        return []
-    if is_volume(path):
-        from distseg.data.nrrd_files import segment_names
+    if is_segmentation(path):
+        from distseg.data.nrrd import segment_names
 
-        return segment_names(path)
+        return list(segment_names(path).values())
+    if is_picture(path) or is_volume(path):
+        return []
     import pydicom  # here: most sources have no SEG
 
     from distseg.data.volume import parsing
@@ -137,13 +137,11 @@ def _segments(path: Path) -> list[str]:
 
 def _unnamed(files: Sequence[Path], src: Path, options: str) -> DistsegError:
     """The error about label maps that nothing names: the values found, and the line to type."""
-    from distseg.data.volume import whole_labels
-    from distseg.data.volume_files import read_volume
+    from distseg.data.volume_files import read_label_map
 
     values: set[int] = set()
     for path in files[:LOOKED_AT]:
-        volume = read_volume([path], is_mask=True)
-        values |= {int(value) for value in np.unique(whole_labels(path, volume.values_ZYX))}
+        values |= {int(value) for value in np.unique(read_label_map([path]).values_ZYX)}
     some = " in the first files" if len(files) > LOOKED_AT else ""
     example = ",".join(f"NAME_{value}={value}" for value in sorted(values - {0}) or [1])
     return DistsegError(

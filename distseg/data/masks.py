@@ -10,11 +10,11 @@ import numpy as np
 
 from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import axial_order, on_grid, read_segmentation
-from distseg.data.file_kinds import NRRD, is_dicom, is_picture, is_volume
+from distseg.data.file_kinds import is_dicom, is_picture, is_segmentation, is_volume
 from distseg.data.layouts.source import CaseSource, MaskSource
-from distseg.data.nrrd_files import read_segments, segment_names
-from distseg.data.volume import GRID_TOLERANCE, Volume, whole_labels
-from distseg.data.volume_files import read_volume
+from distseg.data.nrrd import read_segments, segment_names
+from distseg.data.volume import GRID_TOLERANCE, Volume
+from distseg.data.volume_files import read_label_map, read_volume
 from distseg.errors import DistsegError
 
 Readers = Literal["union", "majority", "first"]
@@ -27,7 +27,7 @@ def read_image(source: CaseSource) -> Volume:
         DistsegError: see the readers.
     """
     if source.slice_index is not None:
-        return _one_slice(source.files[0], source.slice_index)
+        return _one_slice(_read_stack(source.files[0]), source.slice_index)
     return read_volume(source.files)
 
 
@@ -79,7 +79,6 @@ def _combined(parts: Sequence[np.ndarray], readers: Readers) -> np.ndarray:
 def _labels_of(mask: MaskSource, source: CaseSource, volume: Volume) -> np.ndarray:
     """Labels on the volume's grid, uint8 [Z, Y, X]."""
     values_ZYX, label_of_value = _read_mask(mask, source, volume)
-    values_ZYX = whole_labels(mask.files[0], values_ZYX)
     declared = {0, *label_of_value}
     if unknown := sorted(set(np.unique(values_ZYX).tolist()) - declared):
         raise DistsegError(
@@ -94,34 +93,34 @@ def _labels_of(mask: MaskSource, source: CaseSource, volume: Volume) -> np.ndarr
 def _read_mask(mask: MaskSource, source: CaseSource, volume: Volume) -> tuple[np.ndarray, dict[int, int]]:
     """Values on the volume's grid, and what they stand for."""
     path = mask.files[0]
-    if is_segmentation(path):
-        segmentation, names = read_segments(path) if is_volume(path) else read_segmentation(path)
+    if not is_volume(path) and not is_picture(path):
+        segmentation, names = read_segmentation(path)
         return on_grid(segmentation, volume), _label_of_segment(mask, names)
+    if is_segmentation(path) and (names := segment_names(path)):
+        label_of_segment = _label_of_segment(mask, names)
+        return on_grid(read_segments(path, label_of_segment), volume), {n: n for n in label_of_segment.values()}
     if source.slice_index is not None:
-        read = _one_slice(path, source.slice_index)
+        read = _one_slice(_read_mask_stack(path), source.slice_index)
     elif is_picture(path) and is_dicom(source.files[0]):
         mask_of_stem = {file.stem: file for file in mask.files}
-        read = read_volume([mask_of_stem[file.stem] for file in axial_order(source.files)], is_mask=True)
+        read = read_label_map([mask_of_stem[file.stem] for file in axial_order(source.files)])
     else:
-        read = read_volume(mask.files, is_mask=True)
+        read = read_label_map(mask.files)
     _check_grid(path, read, volume)
     return read.values_ZYX, dict(mask.label_of_value)
 
 
-def is_segmentation(path: Path) -> bool:
-    """Whether a mask's file names its values: DICOM-SEG, or a segmentation of 3D Slicer."""
-    if not is_volume(path):
-        return not is_picture(path)
-    return path.name.lower().endswith(NRRD) and bool(segment_names(path))
-
-
-@functools.lru_cache(maxsize=2)  # an image and its mask: their slices are asked for one after the other
+@functools.lru_cache(maxsize=1)  # its slices are asked for one after the other
 def _read_stack(path: Path) -> Volume:
     return read_volume([path])
 
 
-def _one_slice(path: Path, index: int) -> Volume:
-    stack = _read_stack(path)
+@functools.lru_cache(maxsize=2)  # lungs and findings
+def _read_mask_stack(path: Path) -> Volume:
+    return read_label_map([path])
+
+
+def _one_slice(stack: Volume, index: int) -> Volume:
     return replace(stack, values_ZYX=stack.values_ZYX[index : index + 1])
 
 

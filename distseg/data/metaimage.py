@@ -1,6 +1,6 @@
-"""MetaImage volumes (.mha; .mhd with its data beside it) in, and masks out: a text header, then voxels.
+"""MetaImage volumes (.mha, or .mhd with its data file) in and masks out: a text header and bytes.
 
-The format is that of ITK's MetaIO (https://itk.org/Wiki/MetaIO/Documentation).
+The header is a few lines `Key = Value`; ElementDataFile is the last, and says where the bytes are.
 """
 
 import re
@@ -11,171 +11,173 @@ from pathlib import Path
 
 import numpy as np
 
-from distseg.data.volume import LPS_TO_RAS, Stored, Volume, as_stored, check_voxel_count, in_lps, parsing, stored_affine
+from distseg.data.volume import LPS_TO_RAS, Volume, as_stored, in_lps, parsing
+from distseg.data.voxel_bytes import read_voxels
 from distseg.errors import DistsegError
 from distseg.files import written_aside
 
+LONGEST_HEADER = 2**16
 TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
-    "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
+    "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
 }  # fmt: skip
-MATRIX, ORIGIN = ("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin")
-SPACING = ("ElementSpacing", "ElementSize")
-LONGEST_HEADER = 2**20  # bytes
-LAST = "ElementDataFile"  # the header ends behind it
-LOCAL = "LOCAL"  # the voxels follow
+# Each has had several names; AnatomicalOrientation is no more than a comment, and often a wrong one.
+MATRIX = ("TransformMatrix", "Rotation", "Orientation")
+ORIGIN = ("Offset", "Position", "Origin")
+SPACING = ("ElementSpacing", "ElementSize")  # the distance of voxels goes before their extent
+BIG_ENDIAN = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+GEOMETRY = (*MATRIX, *ORIGIN, "CenterOfRotation", "AnatomicalOrientation", *SPACING)
+NOWHERE = "its header has no TransformMatrix; taken as SimpleITK does: x grows to the left, y to the back, z upwards"
+
+
+class MetaHeader(dict[str, str]):
+    """The lines of a header, as they are."""
 
 
 def read_metaimage(path: Path) -> Volume:
-    """Reads a three-dimensional MetaImage with one value a voxel.
+    """Reads a three-dimensional .mha or .mhd file of one value a voxel.
 
     Raises:
-        DistsegError: no such file, not MetaImage, cut, of another shape or type, or with data in several files or elsewhere.
+        DistsegError: no MetaImage, of several channels or files, damaged, cut, or without a usable geometry.
     """
-    if not path.is_file():
-        raise DistsegError(f"volume: got {path}; no such file; check the path")
     with parsing("volume", path):
-        with path.open("rb") as file:
-            fields, length = _fields(file.read(LONGEST_HEADER), path)
-        shape = _shape(fields, path)
-        kind = np.dtype(TYPES.get(fields.get("ElementType", ""), "V1"))
-        if kind.kind == "V":
+        header, attached = _parsed(path)
+        _check_kind(path, header)
+        shape = [int(n) for n in header["DimSize"].split()]
+        if len(shape) != 3 or int(header["NDims"]) != 3:
             raise DistsegError(
-                f"volume {path}: got voxels of type {fields.get('ElementType')}; they must be real numbers; convert it"
+                f"volume {path}: got DimSize {shape}; it must be three-dimensional; take one volume out of it"
             )
-        if int(fields.get("ElementNumberOfChannels", 1)) != 1:
-            raise DistsegError(f"volume {path}: got several values a voxel; it must be one; take one channel out of it")
-        is_big = _is_true(fields, "BinaryDataByteOrderMSB") or _is_true(fields, "ElementByteOrderMSB")
-        data = _data(path, fields, length, int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
-        values_XYZ = np.frombuffer(data, kind.newbyteorder(">" if is_big else "<")).reshape(shape, order="F")
-        affine = _affine(fields)
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-            raise DistsegError(f"volume {path}: got affine {affine.tolist()}; it must be invertible; mend the header")
-        if kind.kind == "f" and not np.isfinite(values_XYZ).all():
-            raise DistsegError(
-                f"volume {path}: holds NaN or infinite values; HU are finite; mend or leave out the volume"
-            )
-        volume = in_lps(path, values_XYZ.astype(kind), affine)
-    return replace(volume, stored=Stored(affine, fields))
+        affine = _affine(path, header)
+        order = ">" if any(_is_true(header.get(name, "False")) for name in BIG_ENDIAN) else "<"
+        dtype = np.dtype(order + TYPES[header["ElementType"]])
+        compression = "deflate" if _is_true(header.get("CompressedData", "False")) else ""
+        if compression and len(attached) > (size := int(header.get("CompressedDataSize", len(attached)))):
+            attached = attached[:size]
+        values_XYZ = read_voxels(path, attached, dtype, shape, compression, int(header.get("HeaderSize", 0)))
+    notes = () if any(name in header for name in MATRIX) else (f"{path.name}: {NOWHERE}",)
+    return replace(in_lps(path, values_XYZ, affine), header=header, notes=notes)
 
 
 def write_metaimage(path: Path, values_ZYX: np.ndarray, volume: Volume) -> None:
-    """Writes a uint8 mask or float32 map where its volume lies: geometry as text where that is a MetaImage too.
+    """Writes a mask, or a map of probabilities, where its volume lies; of a MetaImage the geometry's lines are copied.
 
     Args:
-        path: ends in .mha, or in .mhd: the voxels go beside it as .zraw then.
-        values_ZYX, volume: see `write_volume`.
+        path: .mha (compressed), or .mhd, beside which .raw is written.
+        values_ZYX: uint8 or float32.
+        volume: as it was read.
     """
-    affine = stored_affine(volume)
-    values_XYZ = as_stored(values_ZYX, affine)
-    fields = {
-        "ObjectType": "Image",
-        "NDims": "3",
-        "BinaryData": "True",
-        "BinaryDataByteOrderMSB": "False",
-        "CompressedData": "True",
-    }
-    data = zlib.compress(np.ascontiguousarray(values_XYZ.T).tobytes(), 1)
-    fields |= {"CompressedDataSize": str(len(data))} | _geometry(volume, affine)
-    fields |= {
-        "DimSize": " ".join(map(str, values_XYZ.shape)),
-        "ElementType": "MET_UCHAR" if values_ZYX.dtype == np.uint8 else "MET_FLOAT",
-    }
-    is_detached = path.name.lower().endswith(".mhd")
-    beside = path.with_suffix(".zraw")
-    text = "".join(
-        f"{name} = {value}\n" for name, value in (fields | {LAST: beside.name if is_detached else LOCAL}).items()
+    assert volume.stored_affine is not None
+    stored_XYZ = as_stored(values_ZYX, volume.stored_affine)
+    lines = volume.header if isinstance(volume.header, MetaHeader) else _lines_of(volume.stored_affine)
+    is_whole = path.name.lower().endswith(".mha")
+    voxels = stored_XYZ.astype(stored_XYZ.dtype.newbyteorder("<")).tobytes(order="F")
+    stored = zlib.compress(voxels) if is_whole else voxels
+    type_of = {code: name for name, code in TYPES.items()}
+    header = {"ObjectType": "Image", "NDims": "3", "BinaryData": "True", "BinaryDataByteOrderMSB": "False"}
+    header |= (
+        {"CompressedData": "True", "CompressedDataSize": str(len(stored))} if is_whole else {"CompressedData": "False"}
     )
-    if is_detached:
-        with written_aside(beside) as aside:
-            aside.write_bytes(data)
+    header |= {name: lines[name] for name in GEOMETRY if name in lines}
+    header |= {"DimSize": " ".join(map(str, stored_XYZ.shape)), "ElementType": type_of[stored_XYZ.dtype.str[1:]]}
+    header |= {"ElementDataFile": "LOCAL" if is_whole else path.with_suffix(".raw").name}
+    text = "".join(f"{name} = {value}\n" for name, value in header.items()).encode()
+    if not is_whole:
+        with written_aside(path.with_suffix(".raw")) as aside:
+            aside.write_bytes(stored)
     with written_aside(path) as aside:
-        aside.write_bytes(text.encode() + (b"" if is_detached else data))
+        aside.write_bytes(text + (stored if is_whole else b""))
 
 
-def _fields(start: bytes, path: Path) -> tuple[dict[str, str], int]:
-    """The header's fields, and its length."""
-    end = re.search(rb"^\s*%s\s*=.*\n?" % LAST.encode(), start, re.MULTILINE)
-    if not end:
+def _parsed(path: Path) -> tuple[MetaHeader, bytes]:
+    """The lines of the header, and the bytes behind them."""
+    content = path.read_bytes()
+    end = re.search(rb"^ElementDataFile[^\n]*\n?", content[:LONGEST_HEADER], re.MULTILINE)
+    if end is None:
         raise DistsegError(
-            f"volume {path}: damaged or not readable (no header of MetaImage); copy or download it again"
+            f"volume {path}: damaged or not readable (no header of MetaImage: no line ElementDataFile); copy or download it again"
         )
-    lines = start[: end.end()].decode("utf-8", "replace").splitlines()
-    pairs = (line.partition("=") for line in lines if "=" in line)
-    return {name.strip(): value.strip() for name, _, value in pairs}, end.end()
-
-
-def _shape(fields: Mapping[str, str], path: Path) -> tuple[int, ...]:
-    shape = tuple(int(n) for n in fields["DimSize"].split())
-    if len(shape) != int(fields["NDims"]) or len(shape) < 3 or any(n != 1 for n in shape[3:]):
-        raise DistsegError(
-            f"volume {path}: got shape {shape}; it must be three-dimensional and not empty; take one volume out of it"
-        )
-    check_voxel_count(path, shape)
-    return shape[:3]
-
-
-def _data(path: Path, fields: Mapping[str, str], length: int, expected: int) -> bytes:
-    """The voxels' bytes, of this file or of the one beside it."""
-    name = fields[LAST]
-    if name != LOCAL and (Path(name).name != name or not (path.parent / name).is_file()):
-        raise DistsegError(
-            f"volume {path}: got data in {name!r}; it must be one file beside the header; copy it there, or convert to .mha"
-        )
-    file = path if name == LOCAL else path.parent / name
-    stored = file.read_bytes()[length if name == LOCAL else 0 :]
-    skipped = int(fields.get("HeaderSize", 0))
-    stored = stored[-expected:] if skipped < 0 else stored[skipped:]
-    if _is_true(fields, "CompressedData"):
-        unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        stored = unpacking.decompress(stored, expected + 1)
-        if not unpacking.eof and len(stored) <= expected:
-            unpacking.decompress(unpacking.unconsumed_tail, 1)  # its checksum
-        if not unpacking.eof:
+    header = MetaHeader()
+    for line in content[: end.end()].decode("utf-8").splitlines():
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if line.strip() and (not equals or name in header):
             raise DistsegError(
-                f"volume {path}: truncated or damaged (its packed voxels do not end); copy or download it again"
+                f"volume {path}: got header line {line[:80]!r}; each is one `Key = Value`; mend the header"
             )
-    if len(stored) != expected:
+        if name:
+            header[name] = value
+    return header, content[end.end() :]
+
+
+def _check_kind(path: Path, header: Mapping[str, str]) -> None:
+    """Refuses what the format can say and this reader does not read."""
+    for name in ("NDims", "DimSize", "ElementType"):
+        if name not in header:
+            raise DistsegError(f"volume {path}: got a header without {name}; it says what voxels are; mend the header")
+    read = {
+        "ObjectType": "Image", "BinaryData": "True", "ElementNumberOfChannels": "1", "ElementToIntensityFunctionSlope": "1",
+        "ElementToIntensityFunctionOffset": "0",
+    }  # fmt: skip
+    for name, only in read.items():
+        value = header.get(name, only)
+        if value.lower() != only.lower() and not (only in "01" and float(value) == float(only)):
+            raise DistsegError(
+                f"volume {path}: got {name} = {value}; only {only} is read; save it anew, as one CT volume"
+            )
+    if header["ElementType"] not in TYPES:
         raise DistsegError(
-            f"volume {path}: truncated or damaged (got {len(stored)} bytes of voxels; the header says {expected}); copy or download it "
-            "again"
+            f"volume {path}: got ElementType {header['ElementType']}; it must be one of {', '.join(TYPES)}; convert it"
         )
-    return stored
+    if re.search(r"^LIST|%|\s\d+$", header["ElementDataFile"]):
+        raise DistsegError(
+            f"volume {path}: got voxels in several files ({header['ElementDataFile'][:80]}); one file holds them all; save it as .mha"
+        )
 
 
-def _affine(fields: Mapping[str, str]) -> np.ndarray:
-    """4 x 4, index -> mm to the Right, Anterior, Superior. The file has a direction an axis, as one line."""
-    matrix, origin, spacing = (_numbers(fields, names) for names in (MATRIX, ORIGIN, SPACING))
-    n = int(fields["NDims"])
-    directions = np.eye(n) if matrix is None else matrix.reshape(n, n).T
+def _affine(path: Path, header: Mapping[str, str]) -> np.ndarray:
+    """Index -> mm to the Right, Anterior, Superior. The matrix is written column by column: three numbers are an axis."""
+    spacing_mm = _numbers(path, header, SPACING, 3)
+    if spacing_mm is None:
+        raise DistsegError(
+            f"volume {path}: got a header without ElementSpacing; CT has voxels of some mm; mend the header"
+        )
+    matrix, origin = _numbers(path, header, MATRIX, 9), _numbers(path, header, ORIGIN, 3)
+    axes = np.eye(3) if matrix is None else matrix.reshape(3, 3).T
+    if not np.allclose(np.linalg.norm(axes, axis=0), 1, atol=1e-3) or (spacing_mm <= 0).any():
+        raise DistsegError(
+            f"volume {path}: got axes {axes.T.tolist()} and voxels of {spacing_mm.tolist()} mm; axes have length 1, sizes are above 0; "
+            "mend the header"
+        )
     affine = np.eye(4)
-    affine[:3, :3] = directions[:3, :3] * (np.ones(3) if spacing is None else spacing[:3])
-    affine[:3, 3] = np.zeros(3) if origin is None else origin[:3]
+    affine[:3, :3] = axes * spacing_mm
+    affine[:3, 3] = np.zeros(3) if origin is None else origin
     return LPS_TO_RAS @ affine
 
 
-def _numbers(fields: Mapping[str, str], names: tuple[str, ...]) -> np.ndarray | None:
-    text = next((fields[name] for name in names if name in fields), None)
-    return None if text is None else np.array(text.split(), float)
+def _numbers(path: Path, header: Mapping[str, str], names: tuple[str, ...], count: int) -> np.ndarray | None:
+    name = next((name for name in names if name in header), None)
+    if name is None:
+        return None
+    numbers = np.array(header[name].split(), np.float64)
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise DistsegError(f"volume {path}: got {name} = {header[name]}; it must be {count} numbers; mend the header")
+    return numbers
 
 
-def _geometry(volume: Volume, affine: np.ndarray) -> dict[str, str]:
-    """Lines of the source, which readers then read alike, or the affine in words of the format."""
-    known = volume.stored.header if volume.stored else None
-    if isinstance(known, dict) and LAST in known and known["NDims"] == "3":
-        return {
-            name: known[name]
-            for name in (*MATRIX, *ORIGIN, *SPACING, "CenterOfRotation", "AnatomicalOrientation")
-            if name in known
-        }
-    lps = LPS_TO_RAS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    words = (lps[:3, :3] / spacing).T.ravel(), lps[:3, 3], spacing
-    return {
-        name: " ".join(repr(float(v)) for v in values)
-        for name, values in zip((MATRIX[0], ORIGIN[0], SPACING[0]), words, strict=True)
+def _lines_of(affine: np.ndarray) -> dict[str, str]:
+    """The geometry's lines for a volume of another format."""
+    in_file = LPS_TO_RAS @ affine
+    sizes_mm = np.linalg.norm(in_file[:3, :3], axis=0)
+    numbers = {
+        "TransformMatrix": (in_file[:3, :3] / sizes_mm).T.ravel(),
+        "Offset": in_file[:3, 3],
+        "CenterOfRotation": np.zeros(3),
+        "ElementSpacing": sizes_mm,
     }
+    return {name: " ".join(repr(float(number) + 0.0) for number in values) for name, values in numbers.items()}
 
 
-def _is_true(fields: Mapping[str, str], name: str) -> bool:
-    return fields.get(name, "False").lower().startswith(("t", "1", "y"))
+def _is_true(value: str) -> bool:
+    if value.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(f"{value} is neither True nor False")
+    return value.lower() in ("true", "1")

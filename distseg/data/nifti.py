@@ -10,7 +10,7 @@ from nibabel.fileholders import FileHolder
 from nibabel.openers import ImageOpener
 from nibabel.orientations import io_orientation
 
-from distseg.data.volume import Stored, Volume, as_stored, check_voxel_count, in_lps, parsing, stored_affine
+from distseg.data.volume import Volume, as_stored, check_voxel_count, in_lps, parsing
 from distseg.errors import DistsegError
 from distseg.files import written_aside
 
@@ -40,14 +40,13 @@ def read_nifti(path: Path) -> Volume:
     values = _voxels(image, path)
     volume = in_lps(path, values.reshape(values.shape[:3]), image.affine)
     notes = () if image.header["qform_code"] or image.header["sform_code"] else (f"{path.name}: {NOWHERE}",)
-    return replace(volume, stored=Stored(image.affine, image.header), notes=notes)
+    return replace(volume, header=image.header, notes=notes)
 
 
 def write_nifti(path: Path, values_ZYX: np.ndarray, volume: Volume, scale: float = 1.0) -> None:
     """Writes a mask, or a map of probabilities, where its volume lies.
 
-    The shape, the axis order and the geometry are those of the volume's NIfTI file, field by field; of another format those of
-    its array, as float32.
+    The shape, the axis order and the geometry are those of the volume's file: of NIfTI field by field, of another format as float32.
 
     Args:
         path: ends in .nii.gz or .nii.
@@ -55,12 +54,13 @@ def write_nifti(path: Path, values_ZYX: np.ndarray, volume: Volume, scale: float
         volume: as it was read.
         scale: what readers multiply the values with.
     """
-    known = volume.stored.header if volume.stored else None
-    header = type(known)() if isinstance(known, nib.Nifti1Header) else nib.Nifti1Header()
-    if isinstance(known, nib.Nifti1Header):
+    affine = volume.stored_affine
+    assert affine is not None  # pictures lie nowhere
+    header = nib.Nifti1Header()
+    if isinstance(volume.header, nib.Nifti1Header):
+        header = type(volume.header)()
         for name in GEOMETRY:
-            header[name] = known[name]
-    affine = stored_affine(volume)
+            header[name] = volume.header[name]
     header.set_data_dtype(values_ZYX.dtype)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(as_stored(values_ZYX, affine), affine, header)

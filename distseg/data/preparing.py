@@ -22,7 +22,7 @@ import pydantic
 from distseg.bars import counted
 from distseg.cluster import cluster_executor
 from distseg.config import IGNORED_LABEL
-from distseg.data.file_kinds import is_picture
+from distseg.data.file_kinds import is_picture, with_data_file
 from distseg.data.layouts.finding import Asked, find_source, notes_on_source, source_in_words
 from distseg.data.layouts.source import BY_FILE, BY_NAME, CaseSource, Source, relative_name
 from distseg.data.masks import Readers, read_image, read_labels
@@ -68,7 +68,7 @@ class Reading:
     """of the store being built"""
     labels: Mapping[str, int]
     intensity: str
-    hu_offset: int
+    hu_offset: int | None
     pixel_mm: tuple[float, float] | None
     readers: Readers
 
@@ -81,7 +81,7 @@ def prepare_store(
     asked: Asked = Asked(),  # noqa: B008 (frozen)
     readers: Readers = "union",
     intensity: str = "auto",
-    hu_offset: int = 0,
+    hu_offset: int | None = None,
     pixel_mm: tuple[float, float] | None = None,
     workers: int = 1,
     cluster: str | None = None,
@@ -236,7 +236,7 @@ def prepare_case(source: CaseSource, reading: Reading) -> tuple[Case, tuple[str,
     """Writes the slices of one case unless they are there already, made from the same files; what they are, and notes on them."""
     digests = {relative_name(files, reading.src): _sha256_of_files(files) for files in _files_of(source)}
     made_from = [STORE_VERSION, digests, source.slice_index, source.patient, dict(reading.labels), reading.intensity]
-    made_from += [reading.hu_offset] if reading.hu_offset else []
+    made_from += [] if reading.hu_offset is None else [f"hu_offset {reading.hu_offset}"]
     made_from += [["pixels", *reading.pixel_mm]] if reading.pixel_mm else []
     made_from += [reading.readers] if any(len(mask.files) > 1 for mask in source.masks) else []
     made_from += [] if source.is_annotated else ["not annotated"]
@@ -309,7 +309,8 @@ def _files_of(source: CaseSource) -> list[Sequence[Path]]:
 
 
 def _sha256_of_files(files: Sequence[Path]) -> str:
-    """Of one file its own digest, of several the digest of their names and digests."""
+    """Of one file its own digest, of several the digest of their names and digests; voxels that lie beside a header count."""
+    files = [part for path in files for part in with_data_file(path)]
     try:
         if len(files) == 1:
             return sha256_of(files[0])

@@ -23,7 +23,8 @@ from distseg.errors import DistsegError
 MAX_VOXELS = 2**31  # 4 GiB of int16: far above any chest CT, far below what a broken header may claim
 GREY_WINDOW_HU = (-1250, 250)  # what grey 0..255 stands for in the radiopaedia_* volumes of Zenodo 3757476
 PARSING = threading.RLock()  # filters of warnings and levels of loggers are those of all threads
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK count to the Left and Posterior, NIfTI to the other sides
+# SimpleITK, DICOM and most formats count to the Left and Posterior, NIfTI to the other sides.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 LPS = axcodes2ornt(("L", "P", "S"))
 VOXEL_MM = (1e-6, 1e6)  # sizes that a header in any unit may mean
 RIGHT_ANGLED = 0.999  # of the product of its sides: the least volume of a voxel, 2.6 degrees of tilt
@@ -31,19 +32,8 @@ WHOLE = 1e-3  # how far rounding may take a label from its whole number: scaled 
 GRID_TOLERANCE = 0.1  # of a voxel, at the corners of two volumes on one grid: headers round positions
 HIGHEST_HU = 32767  # what int16 holds; dense metal stays below it
 TISSUE_AND_AIR_HU = (-200, 300)  # a CT has values below the first, lung or air, and spans more than the second
-OFFSETS = (1024, 32768)  # that converters add to HU for files without a sign
-PADDED, HIGHEST_CT_HU = 3072, 4096  # how far such values reach below and above the offset
+USUAL_OFFSETS = (1024, 32768)  # of HU that are stored without a sign: of 12 bits, of 16
 GREY_RESAMPLED = (-64, 320)  # how far a spline may leave grey 0..255
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How a file has a volume that distseg has turned."""
-
-    affine: np.ndarray
-    """4 x 4, index of the file's array -> mm to the Right, Anterior, Superior"""
-    header: Any
-    """a nibabel header, or the fields of MetaImage or NRRD"""
 
 
 @dataclass(frozen=True)
@@ -57,8 +47,10 @@ class Volume:
     """z, y, x; None: the source does not say (PNG)"""
     affine: np.ndarray | None
     """4 x 4, index (x, y, z) of values_ZYX -> mm to the Right, Anterior, Superior as in NIfTI; None as above"""
-    stored: Stored | None = None
-    """None: as values_ZYX and affine are"""
+    stored_affine: np.ndarray | None = None
+    """the same from an index of the array in the file, whose axes may have any order; None as above"""
+    header: Any = None
+    """of the file, for the writer of its own format; None: a format that distseg does not write so"""
     notes: tuple[str, ...] = ()
     """what a user should know of how it was read"""
 
@@ -87,14 +79,7 @@ def in_lps(path: Path, values_XYZ: np.ndarray, affine: np.ndarray) -> Volume:
     turned = affine @ inv_ornt_aff(orientation, values_XYZ.shape)
     x_mm, y_mm, z_mm = (round(float(mm), 6) for mm in voxel_sizes(turned))
     values_ZYX = np.ascontiguousarray(apply_orientation(values_XYZ, orientation).T)
-    return Volume(path, values_ZYX, (z_mm, y_mm, x_mm), turned)
-
-
-def stored_affine(volume: Volume) -> np.ndarray:
-    """Of the array that the volume was read from, or else of its own."""
-    affine = volume.affine if volume.stored is None else volume.stored.affine
-    assert affine is not None  # pictures lie nowhere
-    return affine
+    return Volume(path, values_ZYX, (z_mm, y_mm, x_mm), turned, affine)
 
 
 def as_stored(values_ZYX: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -137,7 +122,7 @@ def check_voxel_count(path: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def hounsfield(volume: Volume, intensity: str = "auto", offset: int = 0) -> tuple[np.ndarray, str]:
+def hounsfield(volume: Volume, intensity: str = "auto", hu_offset: int | None = None) -> tuple[np.ndarray, str]:
     """The volume in HU, and where its intensities came from.
 
     A volume within 0..255 is grey of the window [-1250, 250] HU. HU are known by air and tissue: values below -200, and a range
@@ -148,20 +133,20 @@ def hounsfield(volume: Volume, intensity: str = "auto", offset: int = 0) -> tupl
         volume: as read.
         intensity: "auto" (decide as above); "hu": also what has no air or no tissue; "grey": also what resampling has left a
             little outside 0..255, which is cut off.
-        offset: what was added to HU where the file cannot hold values below 0.
+        hu_offset: what was added to HU, as pictures of 16 bits need it; None: nothing.
 
     Returns:
-        int16 [Z, Y, X], and "hu" or "grey_-1250_250".
+        int16 [Z, Y, X], and "hu", "hu_offset_<n>" or "grey_-1250_250".
 
     Raises:
         DistsegError: they are neither, or `intensity` contradicts them.
     """
-    if offset:
-        volume = replace(volume, values_ZYX=volume.values_ZYX.astype(np.float32) - offset)
     low, high = float(volume.values_ZYX.min()), float(volume.values_ZYX.max())
     if not np.isfinite([low, high]).all():
         raise DistsegError(f"volume {volume.path}: holds NaN or infinite values; HU are finite; mend or leave it out")
-    got = f"volume {volume.path}: got values {low:g}..{high:g}{f' less {offset}' if offset else ''}"
+    got = f"volume {volume.path}: got values {low:g}..{high:g}"
+    if hu_offset is not None:
+        return _without_offset(volume, intensity, hu_offset, low, got)
     least, most = GREY_RESAMPLED
     if intensity == "grey" and not least <= low <= high <= most:
         raise DistsegError(f"{got}, declared grey; grey is 0..255; use --intensity hu or auto")
@@ -170,7 +155,7 @@ def hounsfield(volume: Volume, intensity: str = "auto", offset: int = 0) -> tupl
         raise DistsegError(
             f"{got}, scaled to 0..1 or without contrast; HU or grey 0..255 are needed; take the volume of before it was scaled"
         )
-    is_grey = low >= 0 and high <= 255 and not is_flat and not offset
+    is_grey = low >= 0 and high <= 255 and not is_flat
     if is_grey and intensity == "hu":
         raise DistsegError(f"{got}, declared hu; they look like grey; use --intensity grey or auto")
     if is_grey or intensity == "grey":
@@ -179,18 +164,29 @@ def hounsfield(volume: Volume, intensity: str = "auto", offset: int = 0) -> tupl
         return np.rint(hu).astype(np.int16), f"grey_{low_hu}_{high_hu}"
     is_hu = low < TISSUE_AND_AIR_HU[0] and high - low > TISSUE_AND_AIR_HU[1]
     if not (is_hu or intensity == "hu") or low < -HIGHEST_HU - 1 or high > HIGHEST_HU:
-        fitting = [
-            n for n in OFFSETS if max(0, n - PADDED) <= low < n + TISSUE_AND_AIR_HU[0] and high - n <= HIGHEST_CT_HU
-        ]
-        if fitting and not offset:
-            raise DistsegError(
-                f"{got}, no HU and no grey 0..255, but likely HU plus {fitting[0]}; say --hu-offset {fitting[0]}, or another number"
-            )
+        least = USUAL_OFFSETS[int(low >= USUAL_OFFSETS[1] / 2)]
+        offset = f"say --hu-offset {least} where value - {least} = HU, " if low >= 0 and high > 255 else ""
         raise DistsegError(
             f"{got}; neither HU (values below {TISSUE_AND_AIR_HU[0]}, a range above {TISSUE_AND_AIR_HU[1]}, nothing beyond "
-            f"{HIGHEST_HU}) nor grey 0..255; apply the rescale slope and intercept, or say --intensity hu or grey"
+            f"{HIGHEST_HU}) nor grey 0..255; {offset}apply the rescale slope and intercept, or say --intensity hu or grey"
         )
     return np.rint(np.maximum(volume.values_ZYX, AIR_HU)).astype(np.int16), "hu"
+
+
+def _without_offset(volume: Volume, intensity: str, hu_offset: int, low: float, got: str) -> tuple[np.ndarray, str]:
+    """What HU + an offset stand for; what is HU or grey without it is refused."""
+    if intensity == "grey" or low < TISSUE_AND_AIR_HU[0]:
+        what = "declared grey" if intensity == "grey" else "which are HU already"
+        raise DistsegError(f"{got}, {what}; --hu-offset {hu_offset} is for HU + {hu_offset}; leave it out")
+    values_ZYX = volume.values_ZYX.astype(np.int64 if volume.values_ZYX.dtype.kind in "iu" else np.float64) - hu_offset
+    try:
+        hu_ZYX, _ = hounsfield(replace(volume, values_ZYX=values_ZYX), intensity)
+    except DistsegError:
+        raise DistsegError(
+            f"{got}, less the offset {hu_offset} no HU (values below {TISSUE_AND_AIR_HU[0]}, a range above {TISSUE_AND_AIR_HU[1]}); mend "
+            "--hu-offset, or leave it out"
+        ) from None
+    return hu_ZYX, f"hu_offset_{hu_offset}"
 
 
 def whole_labels(path: Path, values_ZYX: np.ndarray) -> np.ndarray:

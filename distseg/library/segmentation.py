@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distseg.bars import Bar
-from distseg.data.file_kinds import METAIMAGE, NIFTI, NRRD
+from distseg.data.file_kinds import NIFTI, PICTURES
 from distseg.data.volume import Volume
 from distseg.data.volume_files import write_volume
 from distseg.errors import DistsegError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from distseg.serving.model import Model
 
+SAVED = (*NIFTI, ".mha", ".mhd", ".nrrd", ".png", ".tif", ".tiff")
 INTENSITIES = ("auto", "hu", "grey")
 
 
@@ -95,16 +96,18 @@ class SegmentationModel:
         spacing_mm: Sequence[float] | None = None,
         probabilities: bool = False,
         intensity: str = "auto",
+        hu_offset: int | None = None,
     ) -> "Segmentation":
         """Segments one volume, by the code of `distseg predict`, post-processing included.
 
         Args:
-            volume: a path (NIfTI file, DICOM file or folder of one series), an image of nibabel or SimpleITK, or an array
+            volume: a path (file of a volume or slice, DICOM file, or folder of one series), an image of nibabel or SimpleITK, or an array
                 [Z, Y, X] of HU: axial slices from the feet to the head, in each the rows from front to back and the columns
                 from the patient's right to left (LPS), as a radiologist sees them. Files and images may lie any way.
             spacing_mm: of an array: sizes of a voxel, z, y, x; without it there are no millilitres.
             probabilities: keep those of each region too: float32, four bytes a voxel and region.
             intensity: of the volume: "hu", "grey" (0..255 of [-1250, 250] HU) or "auto" (by its values).
+            hu_offset: what was added to its HU, such as 1024 or 32768 in pictures of 16 bits; None: nothing.
 
         Raises:
             DistsegError: the volume cannot be read or is no CT, an argument is wrong, or the batch does not fit the GPU.
@@ -122,7 +125,7 @@ class SegmentationModel:
         given = take_volume(volume, spacing_mm)
         from distseg.serving.prediction import in_hu, measure
 
-        hu, _ = in_hu(given.volume, intensity)
+        hu, _ = in_hu(given.volume, intensity, hu_offset)
         model = self._with_probabilities() if probabilities else self._model
         with Bar(given.volume.path.name, len(hu.values_ZYX), "slice", brief=True) as bar:
             mask_ZYX, probability_RZYX = model.segment(
@@ -140,9 +143,6 @@ class SegmentationModel:
             _grid=replace(hu, values_ZYX=mask_ZYX),
             _as_given=given.as_given,
         )
-
-
-SAVED = (*NIFTI, *METAIMAGE, *(suffix for suffix in NRRD if suffix != ".nhdr"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,7 +175,7 @@ class Segmentation:
     def image(self) -> Any:
         """The mask as what the volume was given as, on its grid and in its axis order.
 
-        A nibabel image for a path or a nibabel image, a SimpleITK image for one, for an array `mask` itself.
+        A nibabel image for a path or a nibabel image, a SimpleITK image for one, for an array or pictures `mask` itself.
         """
         return self._as_given(self._grid)
 
@@ -183,7 +183,8 @@ class Segmentation:
         """Writes the mask as `distseg predict` does: on the volume's grid, whole or not at all.
 
         Args:
-            path: ends in .nii.gz, .nii, .mha, .mhd, .nrrd or .seg.nrrd; what is there is replaced.
+            path: ends in .nii.gz, .nii, .mha, .mhd or .nrrd; or, without a place in the patient, in .tif, or .png for one slice.
+                What is there is replaced.
 
         Raises:
             DistsegError: another ending, a file that cannot be written, or the mask of an array without `spacing_mm`.
@@ -191,13 +192,15 @@ class Segmentation:
         file = Path(path)
         if not file.name.endswith(SAVED):
             raise DistsegError(f"save: got {file}; a mask's name must end in {' or '.join(SAVED)}; rename it")
-        if self._grid.affine is None:
+        if file.suffix == ".png" and len(self.mask) > 1:
+            raise DistsegError(f"save: got {file} for {len(self.mask)} slices; a PNG file holds one; save it as .tif")
+        if self._grid.affine is None and file.suffix not in PICTURES:
             raise DistsegError(
-                f"save: got {file} for the mask of an array without spacing; a file has voxel sizes; give spacing_mm to "
+                f"save: got {file} for the mask of an array without spacing; a volume's file has voxel sizes; give spacing_mm to "
                 "segment"
             )
         try:
-            write_volume(file, self.mask, self._grid, labels=self.labels)
+            write_volume([file], self.mask, self._grid, labels=self.labels)
         except OSError as error:
             raise DistsegError(
                 f"save: got {file}, which cannot be written ({error.strerror or error}); make room, or choose another"

@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from distseg.data.file_kinds import is_dicom, is_volume, series_files, what_it_is
-from distseg.data.nifti import NOT_MM
-from distseg.data.volume import LPS_TO_RAS, VOXEL_MM, Stored, Volume, as_stored, check_voxel_count, in_lps, parsing
-from distseg.data.volume_files import read_volume, write_volume
+from distseg.data.file_kinds import IN_WORDS, is_dicom, is_picture, is_volume, series_files, what_it_is
+from distseg.data.nifti import NOT_MM, write_nifti
+from distseg.data.volume import LPS_TO_RAS, VOXEL_MM, Volume, as_stored, check_voxel_count, in_lps, parsing
+from distseg.data.volume_files import read_volume
 from distseg.errors import DistsegError
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def take_volume(
     if spacing_mm is not None:
         raise DistsegError(f"spacing_mm: got it for {_kind(volume)}, which has its own; it is for arrays; leave it out")
     if isinstance(volume, (str, os.PathLike)):
-        return Given(_of_path(Path(volume)), as_nibabel)
+        read = _of_path(Path(volume))
+        return Given(read, as_nibabel if read.affine is not None else lambda mask: mask.values_ZYX)
     if isinstance(volume, SpatialImage):
         return Given(_of_nibabel(volume), as_nibabel)
     if type(volume).__module__.partition(".")[0] == "SimpleITK":
@@ -63,7 +64,7 @@ def as_nibabel(mask: Volume) -> nib.Nifti1Image:
     """The image that `distseg predict` would write, in memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mask.nii"
-        write_volume(path, mask.values_ZYX, mask)
+        write_nifti(path, mask.values_ZYX, mask)
         return type(nib.load(path)).from_bytes(path.read_bytes())
 
 
@@ -82,9 +83,9 @@ def _of_path(path: Path) -> Volume:
                 f"volume: got folder {path} without a DICOM file; it must hold one series; give a file, or run `distseg predict` "
                 "for a folder of volumes"
             )
-    elif not (is_volume(path) or is_dicom(path)):
+    elif not (is_volume(path) or is_picture(path) or is_dicom(path)):
         rule = (
-            (what_it_is(path) or "neither NIfTI nor DICOM; convert it")
+            (what_it_is(path) or f"no {IN_WORDS}; convert it")
             if path.exists()
             else "no such file or folder; check the path"
         )
@@ -103,7 +104,8 @@ def _of_array(values_ZYX: np.ndarray, spacing_mm: Sequence[float] | None) -> Vol
             f"spacing_mm: got {spacing_mm!r}; it must be three sizes of a voxel in mm, z, y and x; give e.g. (2.5, 0.7, 0.7)"
         )
     z_mm, y_mm, x_mm = (float(mm) for mm in sizes_mm)
-    return Volume(path, values_ZYX, (z_mm, y_mm, x_mm), np.diag([-x_mm, -y_mm, z_mm, 1.0]))
+    affine = np.diag([-x_mm, -y_mm, z_mm, 1.0])
+    return Volume(path, values_ZYX, (z_mm, y_mm, x_mm), affine, affine)
 
 
 def _is_size(mm: float) -> bool:
@@ -123,7 +125,7 @@ def _of_nibabel(image: SpatialImage) -> Volume:
     if all(n == 1 for n in values.shape[3:]):
         values = values.reshape(values.shape[:3])
     _check_values(path, values)
-    return replace(in_lps(path, values, image.affine), stored=Stored(image.affine, image.header))
+    return replace(in_lps(path, values, image.affine), header=image.header)
 
 
 def _of_simpleitk(image: "SimpleITK.Image") -> Given:

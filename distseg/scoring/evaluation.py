@@ -33,7 +33,7 @@ from distseg.scoring.cases import (
 from distseg.scoring.figures import draw_ranked_slices
 from distseg.scoring.postprocessing import rules_as_dict
 from distseg.scoring.segmenting import SegmentedCase, inference_device, read_masks, segment_cases
-from distseg.scoring.to_score import MasksToScore, RunToScore, masks_to_score, run_to_score
+from distseg.scoring.to_score import EVALUATED, MasksToScore, RunToScore, masks_to_score, run_to_score
 from distseg.tables import write_csv
 
 UNEVEN_S = 86400.0  # ranks wait for each other's whole cases, not for a step
@@ -88,7 +88,7 @@ def score_run(found: RunToScore) -> dict[str, Any]:
 
 
 def evaluate_masks(masks: Path, split: str, store: Path, config: Config) -> dict[str, Any]:
-    """Scores a folder of label maps, MASKS/<case>.nii.gz, and writes MASKS/eval/<split>/.
+    """Scores a folder of label maps, MASKS/<case>.nii.gz or of another format, and writes MASKS/eval/<split>/.
 
     Args:
         masks: folder of the masks.
@@ -112,7 +112,7 @@ def score_masks(found: MasksToScore) -> dict[str, Any]:
     def segmented(own: Slices) -> Iterator[SegmentedCase]:
         return read_masks(found.files, found.store, own)
 
-    out = found.folder / "eval" / found.split
+    out = found.folder / EVALUATED / found.split
     return _evaluate(out, found.config, found.split, found.store, found.slices, segmented, made_by)
 
 

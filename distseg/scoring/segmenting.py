@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from distseg.config import Config
+from distseg.data.file_kinds import is_segmentation
+from distseg.data.nrrd import read_segments, segment_names
 from distseg.data.store import Case, Slices, Store
-from distseg.data.volume import whole_labels
-from distseg.data.volume_files import read_volume
+from distseg.data.volume import Volume
+from distseg.data.volume_files import read_label_map
 from distseg.errors import DistsegError
 from distseg.models.label_map import LabelMap
 from distseg.regions import exclusive, regions_by_width, write_order
@@ -152,7 +154,7 @@ def read_masks(files: Mapping[str, Sequence[Path]], store: Store, slices: Slices
     """Masks that something else made, of the store's labels, in any axis order.
 
     Args:
-        files: of each case, by its id: one of its whole mask, or pictures of its slices.
+        files: of each case, by its id: one of its mask, or its slices as pictures.
         store, slices: what they are masks of.
 
     Raises:
@@ -162,8 +164,8 @@ def read_masks(files: Mapping[str, Sequence[Path]], store: Store, slices: Slices
     for case, z in slices.by_case():
         path = files[case.id][0]
         hu_ZYX, truth_ZYX = store.read_case(case)
-        mask = read_volume(files[case.id], is_mask=True)
-        mask_ZYX = whole_labels(path, mask.values_ZYX)
+        mask = _read_mask(files[case.id], store.labels)
+        mask_ZYX = mask.values_ZYX
         if mask_ZYX.shape != truth_ZYX.shape:
             raise DistsegError(
                 f"masks: got {path} of shape {mask_ZYX.shape}; case {case.id} has {truth_ZYX.shape} (slices, rows, columns); "
@@ -177,6 +179,17 @@ def read_masks(files: Mapping[str, Sequence[Path]], store: Store, slices: Slices
         if unknown := sorted(set(np.unique(mask_ZYX).tolist()) - set(known)):
             raise DistsegError(f"masks: got label {unknown[0]} in {path}; the store's are {known}; remap it")
         yield SegmentedCase(case, z, hu_ZYX[z], truth_ZYX[z], mask_ZYX[z].astype(np.uint8))
+
+
+def _read_mask(files: Sequence[Path], labels: Mapping[str, int]) -> Volume:
+    """A label map; a segmentation whose segments have names is one of the store's labels."""
+    if not is_segmentation(files[0]) or not (names := segment_names(files[0])):
+        return read_label_map(files)
+    if unknown := [name for name in names.values() if name not in labels]:
+        raise DistsegError(
+            f"masks: got segment {unknown[0]!r} in {files[0]}; the store's labels are {', '.join(labels)}; rename it"
+        )
+    return read_segments(files[0], {number: labels[name] for number, name in names.items()})
 
 
 def _as_mm(spacing_mm: Sequence[float]) -> str:

@@ -1,17 +1,25 @@
 """What a scoring is told, and whether it can be done: found before torch is imported."""
 
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from distseg.config import Config
-from distseg.data.file_kinds import is_picture, is_volume, number_of, volume_stem
+from distseg.data.file_kinds import (
+    FIRST_CHANNEL,
+    case_of_picture,
+    is_picture,
+    is_volume,
+    number_of_picture,
+    volume_stem,
+)  # fmt: skip
 from distseg.data.store import Case, Slices, Store, open_store, split_slices, with_labels
 from distseg.errors import DistsegError
 from distseg.runs.folder import RunFolder, check_members, open_run
 from distseg.scoring.postprocessing import RULES, RegionRule, read_rules
+
+EVALUATED = "eval"  # folder in that of masks or a run
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,8 @@ class RunToScore:
 class MasksToScore:
     """Masks that something else made, one for each case of a split."""
 
-    files: Mapping[str, Sequence[Path]]
-    """of each case, by its id"""
+    files: Mapping[str, tuple[Path, ...]]
+    """of each case, by its id: one file, or its slices as pictures"""
     folder: Path
     config: Config
     split: str
@@ -86,7 +94,7 @@ def run_to_score(
 
 
 def masks_to_score(masks: Path, split: str, store: Path, config: Config) -> MasksToScore:
-    """Finds the masks of a split's cases: MASKS/<case>.nii.gz or .nii.
+    """Finds the masks of a split's cases: MASKS/<case>.nii.gz, or of another format, or in folders as `predict` fills them.
 
     Args:
         masks: folder of the masks.
@@ -94,7 +102,7 @@ def masks_to_score(masks: Path, split: str, store: Path, config: Config) -> Mask
         config: its regions, fold and `evaluate` section.
 
     Raises:
-        DistsegError: no such store or split, or a case without a mask.
+        DistsegError: no such store or split, or a case without a mask or with several.
     """
     opened = open_store(store)
     config = with_labels(config, opened.labels, str(opened.root))
@@ -117,28 +125,62 @@ def _check_unseen(members: Sequence[tuple[RunFolder, Config]], store: Store, cas
 
 
 def _mask_files(folder: Path, cases: Sequence[Case]) -> dict[str, tuple[Path, ...]]:
-    """The mask of each case, of any format and in folders however deep: a file, or pictures of its slices.
-
-    Raises:
-        DistsegError: a case without a mask, or with two.
-    """
-    ids = {case.id for case in cases}
-    found: dict[str, list[Path]] = {}
-    for path in sorted(path for path in folder.rglob("*") if is_volume(path) or is_picture(path)):
-        if path.is_relative_to(folder / "eval"):  # that evaluate writes into the folder
-            continue
-        name = unicodedata.normalize("NFC", path.stem if is_picture(path) else volume_stem(path))
-        numbered = re.sub(r"_\d+$", "", name)
-        found.setdefault(numbered if is_picture(path) and name not in ids else name, []).append(path)
-    if missing := [case.id for case in cases if case.id not in found]:
+    """Of each case the mask of its name; or else the one that lies as its volume lay in the source; or in a folder of its name."""
+    found = _masks_below(folder)
+    masks: dict[str, tuple[Path, ...]] = {}
+    for case in cases:
+        places = _places(case)
+        ways = (
+            [name for name in found if name.name == case.id],
+            [name for name in found if any(place[-len(name.parts) :] == name.parts for place in places)],
+            [name for name in found if case.id in name.parent.parts],
+        )
+        several = next((way for way in ways if way), [])
+        if len(several) > 1:
+            raise DistsegError(
+                f"masks: got {found[several[0]][0]} and {found[several[1]][0]} for case {case.id}; each has one; move the other away"
+            )
+        if several:
+            masks[case.id] = found[several[0]]
+    if missing := [case.id for case in cases if case.id not in masks]:
+        segs = " (a DICOM-SEG does not say which slices of the volume it lacks)" if any(folder.rglob("*.dcm")) else ""
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DistsegError(
-            f"masks: got {folder} without {len(missing)} of {len(cases)} cases ({some}); each needs CASE.nii.gz, or .mha, .nrrd and the like; "
-            "predict them, or choose another --split or data.fold"
+            f"masks: got {folder} without {len(missing)} of {len(cases)} cases ({some}); each needs CASE.nii.gz, .mha, .nrrd or .png, in "
+            f"any folder below{segs}; predict them, or choose another --split or data.fold"
         )
-    for case in cases:
-        if len(files := found[case.id]) > 1 and not all(map(is_picture, files)):
-            raise DistsegError(
-                f"masks: got {files[0]} and {files[1]} for case {case.id}; it has one mask; move the other away"
-            )
-    return {case.id: tuple(sorted(found[case.id], key=number_of)) for case in cases}
+    return masks
+
+
+def _places(case: Case) -> list[tuple[str, ...]]:
+    """Where a case's volume lay in the source, without its suffix; of a series, its folder."""
+    name, and_more, _ = case.source.partition(" and ")
+    own = PurePosixPath(_composed(name))
+    place = own.with_name(volume_stem(Path(own.name)).removesuffix(FIRST_CHANNEL))
+    return [place.parts, own.parent.parts] if and_more else [place.parts]
+
+
+def _masks_below(folder: Path) -> dict[PurePosixPath, tuple[Path, ...]]:
+    """Volumes and stacks of slices in a folder and below, by their path in it without a suffix; not those of earlier scores."""
+    paths = [path for path in sorted(folder.rglob("*")) if folder / EVALUATED not in path.parents]
+    found: dict[PurePosixPath, tuple[Path, ...]] = {}
+    for path in paths:
+        inside = PurePosixPath(_composed(path.parent.relative_to(folder).as_posix()))
+        if is_volume(path):
+            name = inside / _composed(volume_stem(path))
+            if name in found:
+                raise DistsegError(
+                    f"masks: got {found[name][0]} and {path}, both of {name}; each case has one; move the other away"
+                )
+            found[name] = (path,)
+    slices: dict[PurePosixPath, list[Path]] = {}
+    for path in paths:
+        if is_picture(path):
+            inside = PurePosixPath(_composed(path.parent.relative_to(folder).as_posix()))
+            slices.setdefault(inside / _composed(case_of_picture(path)), []).append(path)
+    stacks = {name: tuple(sorted(files, key=number_of_picture)) for name, files in slices.items()}
+    return stacks | found  # pictures beside volumes are previews
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

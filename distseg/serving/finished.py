@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distseg.data.file_kinds import with_data_file
 from distseg.errors import DistsegError
 from distseg.serving.work import MaskTask
 from distseg.tables import append_rows, read_rows, write_rows
@@ -23,7 +24,7 @@ class Finished:
     Args:
         folder: of the masks, which nobody else writes into.
         tasks: what is wanted now.
-        outputs: names of the files that each of them, in order, will have, relative to the folder.
+        outputs: names of the files, in the folder, that each of them, in order, will have.
         made_by: digest of the model and of the options that change a file.
 
     Raises:
@@ -31,7 +32,7 @@ class Finished:
     """
 
     def __init__(self, folder: Path, tasks: Sequence[MaskTask], outputs: Sequence[Sequence[str]], made_by: str) -> None:
-        self.path, self.made_by = folder / NAME, made_by
+        self.folder, self.path, self.made_by = folder, folder / NAME, made_by
         self.lines: dict[str, dict[str, Any]] = {line["volume"]: line for line in read_rows(self.path)}
         changed = [task for task in tasks if task.name in self.lines and not self._is_whole(task)]
         wanted = [TABLE] if not self.path.exists() else []
@@ -70,7 +71,7 @@ class Finished:
 
     def add(self, task: MaskTask, files: Sequence[Path], row: Mapping[str, Any]) -> None:
         """Notes a volume whose files are written."""
-        known = {str(path.relative_to(self.path.parent)): _status(path) for path in files}
+        known = {name_in(self.folder, path): _status(path) for path in files}
         self._append({"volume": task.name, "made_of": self._made_of(task), "files": known, "row": dict(row)})
 
     def withdraw(self, task: MaskTask) -> None:
@@ -85,18 +86,14 @@ class Finished:
     def _is_whole(self, task: MaskTask) -> bool:
         """By sizes alone: a copy of the folder has other times."""
         line = self.lines[task.name]
-        files = {self.path.parent / name: size for name, (size, _) in line["files"].items()}
+        files = {self.folder / name: size for name, (size, _) in line["files"].items()}
         if not files or line["made_of"] != self._made_of(task):
             return False
         return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
     def _edited(self, task: MaskTask) -> list[str]:
-        files = {self.path.parent / name: status for name, status in self.lines[task.name]["files"].items()}
-        return [
-            str(path.relative_to(self.path.parent))
-            for path, status in files.items()
-            if path.is_file() and _status(path) != status
-        ]
+        files = {name: status for name, status in self.lines[task.name]["files"].items()}
+        return [n for n, status in files.items() if (self.folder / n).is_file() and _status(self.folder / n) != status]
 
     def _append(self, line: dict[str, Any]) -> None:
         self.lines[line["volume"]] = line
@@ -107,8 +104,14 @@ class Finished:
 
     def _made_of(self, task: MaskTask) -> str:
         """A volume is known by its files' names, sizes and times: reading them all would take as long as the masks."""
-        status = [(path.name, *_status(path)) for path in task.files]
+        files = [part for path in task.files for part in with_data_file(path)]
+        status = [(path.name, *_status(path)) for path in files]
         return hashlib.sha256(json.dumps([self.made_by, status]).encode()).hexdigest()
+
+
+def name_in(folder: Path, path: Path) -> str:
+    """How a file of the masks' folder is called in its list and table."""
+    return path.relative_to(folder).as_posix()
 
 
 def _status(path: Path) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from distseg.bars import Bar, say
+from distseg.data.file_kinds import PICTURES
 from distseg.data.volume import Volume, hounsfield
 from distseg.data.volume_files import read_volume, write_volume
 from distseg.errors import DistsegError
@@ -21,12 +22,13 @@ from distseg.files import locked
 from distseg.geometry import MM_BEYOND
 from distseg.regions import regions_by_width
 from distseg.serving.description import ModelDescription
-from distseg.serving.finished import TABLE, Finished
+from distseg.serving.finished import TABLE, Finished, name_in
 from distseg.serving.model import Model
-from distseg.serving.work import SEG, MaskTask, Work
+from distseg.serving.work import MaskTask, Work
 from distseg.tables import write_csv
 
 LUNG = "lung"  # the region that affected shares are of
+MOST_LABELS = 12  # values of what is a label map, not grey
 
 Read = tuple[Volume, str]
 """a volume in HU, and where its intensities came from"""
@@ -38,16 +40,16 @@ class Options:
 
     intensity: str = "auto"
     """of the volumes: auto, hu or grey"""
-    format: str | None = None
-    """of the masks, see `find_work`"""
-    hu_offset: int = 0
-    """what was added to the HU of the volumes"""
-    pixel_mm: tuple[float, float] | None = None
-    """of volumes that do not say it: down and across"""
+    format: str = "nifti"
+    """of the masks, as `find_work` was told: their names say it"""
     probabilities: str | None = None
     """of each region: float32, or uint8 in steps of 1/255; None: not written"""
     overlay: bool = False
     """a picture of the most affected slices"""
+    hu_offset: int | None = None
+    """of the volumes; see `hounsfield`"""
+    pixel_mm: tuple[float, float] | None = None
+    """of volumes that do not say it: down and across"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Predictor:
         with _output(work):
             if work.folder is None:
                 for task, read in _read_ahead(work.tasks, self.options):
-                    self._predict_volume(task, read, "1/1")
+                    self._predict_volume(task, read, "1/1", task.mask.parent)
             else:
                 with locked(work.folder / ".predict.lock", f"output: got {work.folder}"):
                     self._predict_folder(work.folder, work.tasks)
@@ -86,7 +88,7 @@ class Predictor:
             count = f"{number}/{len(missing)}"
             finished.begin(task)
             try:
-                files, row = self._predict_volume(task, read, count)
+                files, row = self._predict_volume(task, read, count, folder)
                 finished.add(task, files, row)
             except DistsegError as error:
                 finished.withdraw(task)
@@ -100,23 +102,23 @@ class Predictor:
             )
 
     def _outputs(self, folder: Path, tasks: Sequence[MaskTask]) -> list[list[str]]:
-        """Names of each volume's files in the folder; refuses two of one name."""
+        """Names of each volume's files; refuses two of one name."""
         names = [
-            [str(path.relative_to(folder)) for path in (*_beside(task, self.model, self.options), task.mask)]
+            [name_in(folder, path) for path in (*_beside(task, self.model, self.options), *task.masks)]
             for task in tasks
         ]
         task_of: dict[str, MaskTask] = {}
         for task, name in ((task, name) for task, own in zip(tasks, names, strict=True) for name in own):
             if (other := task_of.setdefault(name, task)) is not task:
-                raise DistsegError(
-                    f"input: got {other.source.name} and {task.source.name}; both would write {name}; rename one"
-                )
+                raise DistsegError(f"input: got {other.source} and {task.source}; both would write {name}; rename one")
         return names
 
-    def _predict_volume(self, task: MaskTask, read: Future[Read], count: str) -> tuple[list[Path], dict[str, Any]]:
+    def _predict_volume(
+        self, task: MaskTask, read: Future[Read], count: str, out: Path
+    ) -> tuple[list[Path], dict[str, Any]]:
         """From voxels to files and a line about them; gives the files and the row of volumes.csv."""
         volume, origin = read.result()
-        if task.mask.name.endswith(SEG):
+        if task.mask.suffix == ".dcm":
             from distseg.data.dicom_seg import check_series  # slow to import, and few need it
 
             check_series(task.files)
@@ -131,18 +133,15 @@ class Predictor:
         say(f"{count} {task.mask}: {volumes_in_words(found)}; intensity {origin}, {elapsed_s:.1f} s")
         for note in (*volume.notes, *notes_on_size(self.model.described, volume)):
             say(f"note: {note}")
-        row = {
-            "volume": task.name,
-            "source": str(task.source),
-            "mask": str(Path(task.name).with_name(task.mask.name)),
-            "intensity": origin,
-        }
+        row = {"volume": task.name, "source": str(task.source), "mask": name_in(out, task.mask), "intensity": origin}
         return files, row | found
 
 
 def _beside(task: MaskTask, model: Model, options: Options) -> list[Path]:
     """What is written of a volume besides its mask: the probabilities of the regions in their order, the overlay."""
-    endings = [f"_probability_{name}.nii.gz" for name in model.described.regions] if options.probabilities else []
+    kind = {**dict.fromkeys((".gz", ".nii", ".dcm"), ".nii.gz"), ".mhd": ".mha"}.get(task.mask.suffix, task.mask.suffix)
+    kind = ".tif" if kind in PICTURES else kind  # which holds several slices, and float32
+    endings = [f"_probability_{name}{kind}" for name in model.described.regions] if options.probabilities else []
     return [task.beside(ending) for ending in (*endings, *(["_overlay.png"] if options.overlay else []))]
 
 
@@ -161,22 +160,24 @@ def _write(
 
             unless_whole.callback(beside[-1].unlink, missing_ok=True)
             draw_affected_slices(beside[-1], volume.values_ZYX, mask_ZYX, regions, model.described.labels, task.name)
-        if task.mask.name.endswith(SEG):
+        if task.mask.suffix == ".dcm":
             from distseg.data.dicom_seg import write_segmentation
 
             by_width = {name: regions[name] for name in regions_by_width(regions)}
             write_segmentation(task.mask, mask_ZYX, task.files, by_width, model.described.weights_sha256)
         else:
-            write_volume(task.mask, mask_ZYX, volume, labels=model.described.labels)
+            for path in task.masks[1:]:
+                unless_whole.callback(path.unlink, missing_ok=True)
+            write_volume(task.masks, mask_ZYX, volume, labels=model.described.labels)
         unless_whole.pop_all()
-    return [*beside, task.mask]
+    return [*beside, *task.masks]
 
 
 def _write_probability(path: Path, probability_ZYX: np.ndarray, volume: Volume, dtype: str) -> None:
     if dtype == "uint8":
-        write_volume(path, np.rint(probability_ZYX * 255).astype(np.uint8), volume, scale=1 / 255)
+        write_volume([path], np.rint(probability_ZYX * 255).astype(np.uint8), volume, scale=1 / 255)
     else:
-        write_volume(path, probability_ZYX.astype(np.float32), volume)
+        write_volume([path], probability_ZYX.astype(np.float32), volume)
 
 
 def measure(
@@ -229,11 +230,12 @@ def volumes_in_words(found: Mapping[str, float | None]) -> str:
     """`lung 4210.3 ml, infection 312.2 ml (7.4 % of the lung)`."""
     parts = []
     for key, value in found.items():
-        if key.endswith("_ml") and value is not None:
+        if key.endswith("_ml"):
             name = key.removesuffix("_ml")
             share = found.get(f"{name}_percent_of_lung")
-            parts.append(f"{name} {value:.1f} ml" + ("" if share is None else f" ({share:.1f} % of the lung)"))
-    return ", ".join(parts) or "no millilitres without a spacing"
+            size = "of unknown size" if value is None else f"{value:.1f} ml"
+            parts.append(f"{name} {size}" + ("" if share is None else f" ({share:.1f} % of the lung)"))
+    return ", ".join(parts)
 
 
 def _read_ahead(tasks: Sequence[MaskTask], options: Options) -> Iterator[tuple[MaskTask, Future[Read]]]:
@@ -248,13 +250,28 @@ def _read_ahead(tasks: Sequence[MaskTask], options: Options) -> Iterator[tuple[M
 
 
 def _read(task: MaskTask, options: Options) -> Read:
+    if not task.files:
+        raise DistsegError(f"input: got {task.source} without a DICOM file; each folder holds a series; move it away")
     return in_hu(read_volume(task.files), options.intensity, options.hu_offset)
 
 
-def in_hu(volume: Volume, intensity: str, hu_offset: int = 0) -> Read:
+def in_hu(volume: Volume, intensity: str, hu_offset: int | None = None) -> Read:
     """The volume with int16 HU for values, and where they came from; see `hounsfield`."""
     hu_ZYX, origin = hounsfield(volume, intensity, hu_offset)
+    if intensity == "auto" and origin.startswith("grey"):
+        _check_no_label_map(volume)
     return replace(volume, values_ZYX=hu_ZYX), origin
+
+
+def _check_no_label_map(volume: Volume) -> None:
+    """Masks lie beside volumes in many sets, and few values from 0 to 255 would be taken for a grey CT. As in export/cpp/volume.cpp."""
+    whole = volume.values_ZYX.astype(np.uint8)
+    held = np.flatnonzero(np.bincount(whole.ravel()))
+    if len(held) <= MOST_LABELS and (whole == volume.values_ZYX).all():
+        raise DistsegError(
+            f"volume {volume.path}: got only the values {held.tolist()}; a label map, by its look, and no CT; move it away, "
+            "or say --intensity grey"
+        )
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 #include "volume.h"
 
+#include <ATen/ops/bincount.h>
 #include <ATen/ops/empty.h>
 
 #include <cmath>
@@ -18,6 +19,7 @@ constexpr int64_t kAirHu = -1024;
 constexpr double kLowestHu = -32768, kHighestHu = 32767;  // what int16 holds
 constexpr double kSomeBelowHu = -200, kRangeAboveHu = 300;  // what tells HU: lung or air, and tissue beside it
 constexpr double kGreyLowHu = -1250, kGreyHighHu = 250;
+constexpr int64_t kMostLabels = 12;  // values of what is a label map, not grey; as in distseg/serving/prediction.py
 constexpr double kLeastResampled = -64, kMostResampled = 320;  // how far a spline may leave grey 0..255
 
 Volume read_npy_volume(const fs::path& path) {
@@ -51,6 +53,14 @@ Volume hounsfield(const at::Tensor& values_ZYX, const NiftiHeader& header, const
   const bool is_grey = low >= 0 && high <= 255 && !is_flat;
   if (is_grey && intensity == Intensity::kHu) {
     throw UserError(got.str() + ", declared hu; they look like grey; use --intensity grey or auto");
+  }
+  if (is_grey && intensity == Intensity::kAuto) {
+    const at::Tensor whole = values_ZYX.to(at::kByte);
+    const int64_t held = at::bincount(whole.flatten()).count_nonzero().item<int64_t>();
+    if (held <= kMostLabels && whole.to(values_ZYX.scalar_type()).equal(values_ZYX)) {
+      throw UserError(got.str() + ", " + std::to_string(held) + " of them only; a label map, by its look, and no CT; give the "
+                                  "CT, or say --intensity grey");
+    }
   }
   if (is_grey || intensity == Intensity::kGrey) {
     const at::Tensor grey = values_ZYX.to(at::kFloat).clamp(0, 255);  // 255 is more than int8 holds

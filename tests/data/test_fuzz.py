@@ -29,22 +29,9 @@ from distseg.data.volume_files import write_volume
 from distseg.errors import DistsegError
 from tests.data.test_dicom import HU_ZYX, write_enhanced, write_segmentation, write_series
 
-COUNTS = {
-    "nii": 500,
-    "nii.gz": 400,
-    "dicom": 500,
-    "enhanced": 250,
-    "rle": 200,
-    "seg": 100,
-    "png": 400,
-    "jpg": 300,
-    "tif": 300,
-    "npy": 300,
-    "mha": 400,
-    "nrrd": 400,
-}
+COUNTS = {"nii": 500, "nii.gz": 400, "dicom": 500, "enhanced": 250, "rle": 200, "seg": 100, "png": 400, "npy": 300,
+          "mha": 400, "nrrd": 400, "seg.nrrd": 300, "tif": 300, "jpg": 200}  # fmt: skip
 PIXEL_DATA = 0x7FE00010
-PICTURES = ("png", "jpg", "tif")
 DICOM = ("dicom", "enhanced", "rle", "seg")
 ADDRESSES = 3 * 2**30  # what a header claims beyond this cannot be had
 GROWTH_KB = 300_000  # of resident memory, over all files of a kind; the good ones hold 2 kB of voxels
@@ -88,12 +75,21 @@ def write_good(kind: str, folder: Path) -> Path:
         dataset.save_as(path)
     elif kind == "seg":
         write_segmentation(path, write_series(folder / "series"), {"lung": HU_ZYX > 0, "infection": HU_ZYX > 900})
-    elif kind in PICTURES:
-        Image.fromarray((HU_ZYX[0] % 256).astype(np.uint8)).save(path)
     elif kind in ("mha", "nrrd"):
-        write_volume(
-            path, (HU_ZYX % 256).astype(np.uint8), Volume(path, HU_ZYX, (2.5, 0.7, 0.8), np.diag([-0.8, -0.7, 2.5, 1]))
-        )
+        affine = np.diag([-0.8, -0.7, 2.5, 1])
+        write_volume([path], HU_ZYX.astype(np.float32), Volume(path, HU_ZYX, None, affine, affine))
+    elif kind == "seg.nrrd":
+        header = "NRRD0004\ntype: unsigned char\ndimension: 4\nspace: left-posterior-superior\nsizes: 2 {2} {1} {0}\nencoding: raw\n"
+        header += "space directions: none (0.8,0,0) (0,0.7,0) (0,0,2.5)\nspace origin: (1,2,3)\nkinds: list domain domain domain\n"
+        for n, name in enumerate(("lung", "infection")):
+            header += f"Segment{n}_Name:={name}\nSegment{n}_Layer:={n}\nSegment{n}_LabelValue:=1\n"
+        layers = np.stack([HU_ZYX > 0, HU_ZYX > 900], axis=-1).astype(np.uint8)
+        path.write_bytes(header.format(*HU_ZYX.shape).encode() + b"\n" + layers.tobytes())
+    elif kind in ("png", "jpg"):
+        Image.fromarray((HU_ZYX[0] % 256).astype(np.uint8)).save(path)
+    elif kind == "tif":
+        first, *others = map(Image.fromarray, (HU_ZYX % 256).astype(np.uint8))
+        first.save(path, save_all=True, append_images=others)  # libtiff, which unpacks others, speaks on stderr itself
     else:
         np.save(path, HU_ZYX[0])
     return path
@@ -101,16 +97,18 @@ def write_good(kind: str, folder: Path) -> Path:
 
 def reader_of(kind: str) -> Callable[[Path], Any]:
     from distseg.data.dicom import read_dicom_series, read_segmentation
+    from distseg.data.metaimage import read_metaimage
     from distseg.data.nifti import read_nifti
+    from distseg.data.nrrd import read_nrrd, read_segments, segment_names
     from distseg.data.slice_pictures import read_pictures
     from distseg.data.store import read_slice
-    from distseg.data.volume_files import read_volume
 
     return {
         "nii": read_nifti, "nii.gz": read_nifti, "dicom": lambda path: read_dicom_series([path]),
         "enhanced": lambda path: read_dicom_series([path]), "rle": lambda path: read_dicom_series([path]), "seg": lambda path: read_segmentation(path)[0],
-        "png": lambda path: read_pictures([path]), "npy": read_slice, "jpg": lambda path: read_pictures([path]),
-        "tif": lambda path: read_pictures([path]), "mha": lambda path: read_volume([path]), "nrrd": lambda path: read_volume([path]),
+        "png": lambda path: read_pictures([path]), "npy": read_slice, "mha": read_metaimage, "nrrd": read_nrrd,
+        "seg.nrrd": lambda path: read_segments(path, dict.fromkeys(segment_names(path), 1)),
+        "tif": lambda path: read_pictures([path]), "jpg": lambda path: read_pictures([path]),
     }[kind]  # fmt: skip
 
 
@@ -157,6 +155,21 @@ def with_true_checksums(png: bytes) -> bytes:
     return out
 
 
+def with_another_line(content: bytes, rng: np.random.Generator) -> bytes:
+    """A header of text, one line of which is gone, twice there, changed in a character, or has another number."""
+    end = content.find(b"\n\n") if content.startswith(b"NRRD") else content.find(b"ElementDataFile")
+    lines = content[:end].split(b"\n")
+    place, kind = int(rng.integers(len(lines))), rng.integers(4)
+    line = bytearray(lines[place] or b" ")
+    line[rng.integers(len(line))] = int(rng.integers(32, 127))
+    number = [b"nan", b"-1", b"0", b"1e400", b"99999999999", b"3 3"][rng.integers(6)]
+    changed = [b"", lines[place] + b"\n" + lines[place], bytes(line), lines[place].rpartition(b" ")[0] + b" " + number][
+        kind
+    ]
+    lines[place : place + 1] = [changed] if changed else []
+    return b"\n".join(lines) + content[end:]
+
+
 def with_another_element(dicom: bytes, rng: np.random.Generator) -> bytes:
     """One element, however deep, removed or given an absurd value."""
     dataset = pydicom.dcmread(io.BytesIO(dicom))
@@ -183,6 +196,8 @@ def mutations(kind: str, good: bytes, other: bytes) -> Iterator[bytes]:
     rng = np.random.default_rng(len(kind))
     while True:
         yield mutated(good, other, rng)
+        if kind in ("mha", "nrrd", "seg.nrrd"):
+            yield with_another_line(good, rng)
         if kind == "nii.gz":
             yield gzip.compress(mutated(gzip.decompress(good), other, rng), 1)
         elif kind in DICOM:
@@ -198,7 +213,7 @@ def check(read: Any, kind: str) -> None:
         return
     assert isinstance(read, Volume) and read.values_ZYX.ndim == 3 and read.values_ZYX.size > 0
     assert read.values_ZYX.dtype.kind in "iuf" and np.isfinite(read.values_ZYX).all()
-    if kind in PICTURES:
+    if kind in ("png", "tif", "jpg"):
         assert read.spacing_mm is None and read.affine is None
     else:
         assert read.spacing_mm is not None and 0 < min(read.spacing_mm) <= max(read.spacing_mm) < np.inf
@@ -234,7 +249,7 @@ def fuzz(kind: str, folder: Path, count: int) -> list[str]:
             wrong.append(f"{number}: {type(error).__name__}: {error}")
         if (elapsed_s := time.perf_counter() - start) > SLOWEST_S:
             wrong.append(f"{number}: took {elapsed_s:.1f} s")
-        if said.stat().st_size and kind != "tif":  # libtiff writes there itself, for the whole process
+        if said.stat().st_size:
             wrong.append(f"{number}: said {said.read_text()!r}")
             os.truncate(said, 0)
     if not count // 10 < refused < count:
@@ -294,7 +309,7 @@ def test_a_header_that_claims_a_hundred_gigabytes_is_refused_before_they_are_ask
             assert path.name in said and "\n" not in said and grown_kb < 50_000, (kind, said, grown_kb)
 
 
-@pytest.mark.parametrize("kind", ["nii.gz", "png"])
+@pytest.mark.parametrize("kind", ["nii.gz", "png", "mha", "nrrd"])
 def test_a_flipped_bit_is_noticed_where_the_format_has_a_checksum(kind: str, tmp_path: Path) -> None:
     good, read, rng = write_good(kind, tmp_path), reader_of(kind), np.random.default_rng(0)
     if kind == "png":  # a mask, whose long runs of one value leave most damage decodable

@@ -16,6 +16,7 @@ from PIL import Image
 from distseg.config_files import load_config
 from distseg.data.nifti import read_nifti
 from distseg.data.store import open_store
+from distseg.data.volume_files import read_volume, write_volume
 from distseg.errors import DistsegError
 from distseg.files import locked, write_json
 from distseg.regions import write_order
@@ -58,6 +59,13 @@ def test_masks_of_anything_are_scored_as_a_run_s_own(
     scored = json.loads((masks / "eval/val/summary.json").read_text())
     assert scored["regions"] == own["regions"] and scored["model"] is None
     assert not (masks / "eval/val/probabilities.json").exists()
+    scored_again = tmp_path / "again"  # in folders, in other formats
+    for number, path in enumerate(sorted(masks.glob("*.nii.gz"))):
+        volume, target = read_volume([path]), scored_again / f"sub/{number}" / path.name.split(".")[0]
+        target.parent.mkdir(parents=True)
+        write_volume([target.with_suffix((".mha", ".nrrd")[number % 2])], volume.values_ZYX.astype(np.uint8), volume)
+    run_command(*words[:2], scored_again, *words[3:])
+    assert json.loads((scored_again / "eval/val/summary.json").read_text())["regions"] == scored["regions"]
     first, second = sorted(path for path in masks.iterdir() if path.is_file())[:2]
     first.unlink()
     done = run_command(*words, ok=False)
@@ -79,7 +87,7 @@ def test_masks_may_be_of_any_format_in_folders_however_deep(
         Image.fromarray(slice_YX).save(masks / f"{second.name.removesuffix('.nii.gz')}_{z + 5}.png")
     assert evaluate_masks(masks, "val", store, config)["regions"] == own
     shutil.copy(first, masks / first.name)
-    with pytest.raises(DistsegError, match="for case .*; it has one mask; move the other away"):
+    with pytest.raises(DistsegError, match="for case .*; each has one; move the other away"):
         evaluate_masks(masks, "val", store, config)
 
 

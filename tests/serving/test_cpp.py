@@ -233,6 +233,8 @@ def write_all_kinds(folder: Path, image: nib.Nifti1Image) -> dict[str, bool]:
     put("grey_uint8.nii", True, (unit * 255).astype(np.uint8))
     put("grey_float.nii", True, (unit * 255).astype(np.float32))
     put("grey_int8.nii", True, (unit * 127).astype(np.int8))
+    put("label_map.nii", False, (unit * 5).astype(np.uint8))
+    put("mask_255.nii", False, np.where(unit > 0.5, 255, 0).astype(np.float32))
     put("spline.nii", False, (unit * 264 - 6).astype(np.float32))
     put("unit.nii", False, unit.astype(np.float32))
     put("minus1to1.nii", False, (2 * unit - 1).astype(np.float32))
@@ -309,7 +311,7 @@ def test_both_programs_take_and_refuse_the_same_files(
             wrong[name] = (good, done.returncode, done.stderr, python)
         elif good and content(ours) != content(pythons):
             wrong[name] = "other bytes"
-    assert len(verdicts) == 71 and wrong == {}
+    assert len(verdicts) == 73 and wrong == {}
 
 
 def test_a_declared_intensity_is_taken_alike(

@@ -74,7 +74,7 @@ def read(tree: Tree, declared: Mapping[str, int] | None) -> Source:
         {patient: int(fold) for patient, fold in fold_of_patient.items() if fold},
         splits_from=f"the column {'fold' if 'fold' in columns else 'split'}",
         notes=tuple(_notes_on_cells(rows, mask_columns)), told_by="the column patient", names_from=names.come_from,
-        left_out=(left_out_in_words(left_out, path.parent),) if left_out else (), regions=names.regions,
+        left_out=tuple(filter(None, [left_out_in_words(left_out, path.parent)])), regions=names.regions,
     )  # fmt: skip
     return source if names.ignore is None else ignoring(source, names.ignore)
 

@@ -84,7 +84,7 @@ def read(tree: Tree, declared: Mapping[str, int] | None) -> Source:
     if dropped := sorted(found - names.labels.keys()):
         left_out.append(f"segments that --labels does not name: {', '.join(dropped)}")
     plain = {*beside, *(name.path for name in tree.files if name.suffix != ".dcm" and not is_dicom(name.path))}
-    left_out += [left_out_in_words(sorted(plain), tree.root)] if plain else []
+    left_out += filter(None, [left_out_in_words(sorted(plain), tree.root)])
     return Source(
         tree.root, "dicom-seg", names.labels, tuple(cases), told_by="DICOM PatientID", names_from=names.come_from,
         left_out=tuple(left_out),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from distseg.data.file_kinds import SUFFIXES
+from distseg.data.file_kinds import NIFTI
 from distseg.data.label_names import KNOWN
 from distseg.data.layouts.source import LUNG_VALUES, CaseSource, MaskSource, Source
 from distseg.data.layouts.tree import Tree
@@ -44,4 +44,4 @@ def read(tree: Tree, declared: Mapping[str, int] | None) -> Source:
 
 
 def _stack(src: Path, stem: str) -> Path | None:
-    return next((path for suffix in SUFFIXES if (path := src / f"{stem}{suffix}").is_file()), None)
+    return next((path for suffix in NIFTI if (path := src / f"{stem}{suffix}").is_file()), None)

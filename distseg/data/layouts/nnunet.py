@@ -194,4 +194,4 @@ def _left_out(tree: Tree, pairs: Pairs) -> list[str]:
             in_folders[folder] = in_folders.get(folder, 0) + 1
     named = [path for path in rest if path.relative_to(tree.root).parts[0] not in in_folders]
     counted = [f"{folder}/ ({n} file{'s' if n > 1 else ''})" for folder, n in in_folders.items()]
-    return counted + ([left_out_in_words(named, tree.root)] if named else [])
+    return [*counted, *filter(None, [left_out_in_words(named, tree.root)])]

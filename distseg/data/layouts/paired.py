@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from distseg.data.file_kinds import entries_of, is_dicom, is_picture, is_volume, left_out_in_words, number_of
+from distseg.data.file_kinds import is_dicom, is_picture, is_volume, left_out_in_words, number_of_picture
 from distseg.data.label_names import DATASET, Names, as_label, names_of_maps, numbered
 from distseg.data.layouts.source import (
     CaseSource,
@@ -84,7 +84,7 @@ def read(tree: Tree, declared: Mapping[str, int] | None) -> Source:
     held = names.labels if of_maps else {n: v for n, v in names.labels.items() if n in map(as_label, own) or v == 0}
     source = Source(
         src, "paired", held, tuple(cases), told_by=" and ".join(sorted(told)), names_from=names.come_from, regions=names.regions,
-        left_out=(left_out_in_words(left_out, src),) if left_out else (),
+        left_out=tuple(filter(None, [left_out_in_words(left_out, src)])),
     )  # fmt: skip
     return source if names.ignore is None else ignoring(source, names.ignore)
 
@@ -123,7 +123,7 @@ def _cases_in(folder: Path, left_out: list[Path], endings: Sequence[str]) -> Fil
         left_out: gets what is none of these.
         endings: one of them is no part of the cases' names where all have it.
     """
-    paths = entries_of(folder)
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     stems = {path: path.name if path.is_dir() else parted(path.name)[0] for path in paths}
     files = [path for path in paths if path.is_file() and (is_volume(path) or is_picture(path))]
     ending = next((e for e in endings if files and all(stems[path].lower().endswith(e) for path in files)), "")
@@ -141,5 +141,5 @@ def _cases_in(folder: Path, left_out: list[Path], endings: Sequence[str]) -> Fil
             volumes.append((name, (path,)))
         else:
             left_out.append(path)
-    volumes += [(case_id, tuple(sorted(files, key=number_of))) for case_id, files in slices.items()]
+    volumes += [(case_id, tuple(sorted(files, key=number_of_picture))) for case_id, files in slices.items()]
     return by_case(volumes)

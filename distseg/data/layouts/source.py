@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import read_patient_id
-from distseg.data.file_kinds import is_dicom, is_picture, is_volume, number_of, series_files
+from distseg.data.file_kinds import is_dicom, is_picture, is_volume, number_of_picture, series_files
 from distseg.data.label_names import KNOWN, as_label
 from distseg.errors import DistsegError
 
@@ -156,7 +156,7 @@ def by_case(volumes: Iterable[tuple[str, tuple[Path, ...]]]) -> dict[str, tuple[
 
 def files_of_folder(folder: Path, left_out: list[Path]) -> tuple[Path, ...]:
     """Pictures in the order of their numbers, or a DICOM series; `left_out` gets what lies beside either."""
-    pictures = tuple(sorted((path for path in folder.iterdir() if is_picture(path)), key=number_of))
+    pictures = tuple(sorted((path for path in folder.iterdir() if is_picture(path)), key=number_of_picture))
     files, beside = series_files(folder)
     if files or not pictures:
         left_out += beside if files else ()

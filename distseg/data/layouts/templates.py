@@ -258,7 +258,7 @@ class _Found:
             else []
         )
         others = [name.path for name in self.tree.files if name.path not in self.used and name.path not in gone]
-        left_out += [left_out_in_words(others, self.tree.root)] if others else []
+        left_out += filter(None, [left_out_in_words(others, self.tree.root)])
         return Source(
             self.tree.root, layout, names.labels, tuple(cases), told_by=" and ".join(sorted(told)), names_from=names.come_from,
             regions=names.regions, notes=tuple(self.notes), left_out=tuple(left_out),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from distseg.data.file_kinds import PICTURES, SUFFIXES, is_data_of_header, is_dicom, is_picture, is_volume, number_of
+from distseg.data.file_kinds import PICTURES, SUFFIXES, is_dicom, is_picture, is_volume, number_of_picture
 from distseg.data.layouts.source import files_of_folder
 from distseg.errors import DistsegError
 
@@ -59,7 +59,7 @@ class Tree:
             files += [
                 Name(self.root / (prefix + name), *_as_written(*parted(prefix + name)))
                 for name in sorted(names)
-                if not name.startswith(".") and not is_data_of_header(Path(folder, name))
+                if not name.startswith(".")
             ]
         return files, folders
 
@@ -135,7 +135,7 @@ def gathered(paths: Iterable[Path], left_out: list[Path]) -> tuple[Path, ...]:
     files: list[Path] = []
     for path in paths:
         files += files_of_folder(path, left_out) if path.is_dir() else [path]
-    return tuple(sorted(files, key=number_of)) if all(map(is_picture, files)) else tuple(files)
+    return tuple(sorted(files, key=number_of_picture)) if all(map(is_picture, files)) else tuple(files)
 
 
 def are_slices(files: Iterable[Path]) -> bool:
