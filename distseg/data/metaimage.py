@@ -27,7 +27,7 @@ ORIGIN = ("Offset", "Position", "Origin")
 SPACING = ("ElementSpacing", "ElementSize")  # the distance of voxels goes before their extent
 BIG_ENDIAN = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
 GEOMETRY = (*MATRIX, *ORIGIN, "CenterOfRotation", "AnatomicalOrientation", *SPACING)
-NOWHERE = "its header has no TransformMatrix; taken as SimpleITK does: x grows to the left, y to the back, z upwards"
+NOWHERE = "its header has no {}, so it does not say where it lies; taken as SimpleITK does: x grows to the left, y to the back, z upwards, from 0"
 
 
 class MetaHeader(dict[str, str]):
@@ -55,7 +55,8 @@ def read_metaimage(path: Path) -> Volume:
         if compression and len(attached) > (size := int(header.get("CompressedDataSize", len(attached)))):
             attached = attached[:size]
         values_XYZ = read_voxels(path, attached, dtype, shape, compression, int(header.get("HeaderSize", 0)))
-    notes = () if any(name in header for name in MATRIX) else (f"{path.name}: {NOWHERE}",)
+    missing = [names[0] for names in (MATRIX, ORIGIN) if not any(name in header for name in names)]
+    notes = (f"{path.name}: {NOWHERE.format(' and no '.join(missing))}",) if missing else ()
     return replace(in_lps(path, values_XYZ, affine), header=header, notes=notes)
 
 

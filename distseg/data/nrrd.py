@@ -52,9 +52,7 @@ GEOMETRY = (
     "centerings",
     "kinds",
 )
-NOWHERE = (
-    "its header does not say where it lies ({}); taken as SimpleITK does: x grows to the left, y to the back, z upwards"
-)
+NOWHERE = "its header does not say where it lies ({}); taken as SimpleITK does: x grows to the left, y to the back, z upwards, from 0"
 LONGEST_HEADER = 2**20  # of segmentations: a few lines for each of a hundred segments
 
 
@@ -165,13 +163,13 @@ def _formatted(name: str, value: Any) -> str:
 
 
 def _volume(path: Path, header: NrrdHeader, values_XYZ: np.ndarray, affine: np.ndarray) -> Volume:
-    told = "space" in header and "space directions" in header
-    note = NOWHERE.format("no space" if "space" not in header else "no space directions")
+    missing = [name for name in ("space", "space directions", "space origin") if name not in header]
     spatial = _is_spatial(header)
     for name in ("kinds", "centerings", "space directions", "spacings"):  # of the three axes that are left
         if name in header and len(header[name]) == len(spatial):
             header[name] = [value for value, is_kept in zip(header[name], spatial, strict=True) if is_kept]
-    return replace(in_lps(path, values_XYZ, affine), header=header, notes=() if told else (f"{path.name}: {note}",))
+    notes = (f"{path.name}: {NOWHERE.format('no ' + ' and no '.join(missing))}",) if missing else ()
+    return replace(in_lps(path, values_XYZ, affine), header=header, notes=notes)
 
 
 def _read(path: Path) -> tuple[NrrdHeader, list[np.ndarray], np.ndarray]:

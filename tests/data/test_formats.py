@@ -105,6 +105,8 @@ def test_a_header_that_does_not_say_how_it_lies_is_noted(tmp_path: Path) -> None
     lines = write(tmp_path / "v.mha").read_bytes().replace(b"TransformMatrix", b"Xransform_atrix", 1)
     (tmp_path / "v.mha").write_bytes(lines)
     assert "v.mha: its header has no TransformMatrix" in read_volume([tmp_path / "v.mha"]).notes[0]
+    (tmp_path / "v.mha").write_bytes(write(tmp_path / "v.mha").read_bytes().replace(b"Offset", b"Offzet", 1))
+    assert "v.mha: its header has no Offset" in read_volume([tmp_path / "v.mha"]).notes[0]
     nrrd.write(str(tmp_path / "v.nrrd"), VALUES.T, {"spacings": [1.0, 2.0, 3.0]})
     volume = read_volume([tmp_path / "v.nrrd"])
     assert volume.spacing_mm == (3, 2, 1) and "v.nrrd: its header does not say where it lies" in volume.notes[0]
