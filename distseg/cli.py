@@ -18,6 +18,7 @@ MAP = {
         "preview": "a picture of augmented slices with their masks",
     },
     "store -> run": {
+        "plan": "propose a configuration for a store, with reasons",
         "models": "what each encoder x decoder costs, and its pretrained weights",
         "config": "what can be configured: meaning, default and range of each key",
         "train": "train a model on a store",

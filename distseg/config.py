@@ -382,6 +382,8 @@ class Config:
     the lung with its infection"""
     labels: Mapping[str, CountOrZero] = field(default_factory=dict)
     """label -> its number in masks; taken from the store, and written into the run's configuration"""
+    planned: tuple[str, ...] = ()
+    """keys whose values `distseg plan` chose; the report of a run names them"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """of all that is random: first weights, order of the slices, augmentation, dropout, patient resamples"""
     output_dir: str = "run"

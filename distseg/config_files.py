@@ -14,7 +14,7 @@ from distseg.rules import sections
 from distseg.shipped import as_typed, find_preset
 
 # Keys that change how fast a run goes on and what it writes, not what comes out; those that end in a dot, whole sections.
-PACE_KEYS = ("train.log_every_steps", "train.timeout_s", "train.trackers", "train.profile", "checkpoint.",
+PACE_KEYS = ("planned", "train.log_every_steps", "train.timeout_s", "train.trackers", "train.profile", "checkpoint.",
              "data.num_threads", "data.cache_dir", "data.log_samples")  # fmt: skip
 
 

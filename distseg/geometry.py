@@ -16,7 +16,8 @@ def working_size(
         spacing_mm: of a pixel of the network's image; 0: sizes in mm do not count.
     """
     if spacing_mm > 0:
-        return max(1, int(height * pixel_y_mm / spacing_mm + 0.5)), max(1, int(width * pixel_x_mm / spacing_mm + 0.5))
+        half = 0.5001  # rounds half up, also what float32, in which servers are sent sizes, leaves a little below it
+        return max(1, int(height * pixel_y_mm / spacing_mm + half)), max(1, int(width * pixel_x_mm / spacing_mm + half))
     if image_size > 0:
         longer = max(height, width)
         return (

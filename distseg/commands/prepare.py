@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check(args.check)
     options = {name: value for name, value in vars(args).items() if name != "check"}
     print(store_in_words(prepare(**options)))
+    print(f"next: distseg plan {shlex.quote(str(args.store))} --out plan.yaml")
     return 0
 
 

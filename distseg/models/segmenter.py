@@ -14,6 +14,8 @@ from distseg.config import AIR_HU
 from distseg.geometry import working_size
 from distseg.models.label_map import LabelMap
 
+LARGEST_SIDE = 8192  # of a slice that the network sees: wrong sizes of pixels ask for no terabytes
+
 
 class HuSegmenter(nn.Module):
     """HU slices of any size to labels at the same size.
@@ -53,6 +55,7 @@ class HuSegmenter(nn.Module):
         self.stride = stride
         self.label_map = label_map
         self.spacing_mm = spacing_mm
+        self.largest_side = LARGEST_SIDE
         self.pixel_y_mm, self.pixel_x_mm = pixel_mm
 
     def forward(self, hu_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,6 +126,8 @@ class SpacedSegmenter(HuSegmenter):
         sizes: list[list[int]] = []
         for mm in pixel_mm_B2.cpu():
             h, w = working_size(height, width, float(mm[0]), float(mm[1]), 0, self.spacing_mm)
+            if max(h, w) > self.largest_side:
+                raise ValueError("PIXEL_MM: so large that the network would see more than 8192 pixels a side; send mm")
             sizes.append([h, w])
         size_B2 = torch.tensor(sizes)
         masks, probabilities, places = [], [], []

@@ -22,7 +22,9 @@ class TritonPythonModel:
 
     @torch.inference_mode()
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Segments the slices of all requests in one call; the server only puts slices of one size together.
+        """Segments the slices of all requests in one call, or where one of them is refused each alone.
+
+        The server only puts slices of one size together; their pixels may be of several.
 
         Arrays travel as DLPack: under NumPy 2 `pb_utils.Tensor(name, array)` sends no bytes and calls it success
         (seen in 2.51.0).
@@ -36,7 +38,13 @@ class TritonPythonModel:
             pb_utils.get_input_tensor_by_name(one, "PIXEL_MM") for one in requests
         ]  # of models with a spacing_mm
         parts = [hu_BCHW, *([[from_dlpack(one.to_dlpack()) for one in sizes_mm]] if sizes_mm[0] is not None else [])]
-        mask, probability = self.model(*(torch.cat(part).to(self.device) for part in parts))
+        try:
+            mask, probability = self.model(*(torch.cat(part).to(self.device) for part in parts))
+        except torch.jit.Error as error:
+            if len(requests) > 1:
+                return [response for one in requests for response in self.execute([one])]
+            reason = str(error).strip().splitlines()[-1]
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, pb_utils.TritonError.INVALID_ARG))]
         sizes = [len(part) for part in hu_BCHW]
         masks, probabilities = mask.cpu().split(sizes), probability.cpu().split(sizes)
         return [

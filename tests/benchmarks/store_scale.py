@@ -31,7 +31,7 @@ from distseg.config import PRESETS, AugmentConfig, DataConfig
 from distseg.data.pipeline import build_train_loader
 from distseg.data.plan import Plan, Position
 from distseg.data.splits import assign_folds
-from distseg.data.store import CASE_JSON, FOREGROUND, Case, Slices, open_store, read_slice, write_store_json
+from distseg.data.store import CASE_JSON, FOREGROUND, Case, Slices, Store, open_store, read_slice, write_store_json
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 SLICES_PER_CASE, SIDE = 200, 8
@@ -109,7 +109,8 @@ def write_store(root: Path, n_cases: int, with_files: int) -> None:
     cases = [synthetic_case(number) for number in range(n_cases)]
     burden_of_patient = {case.patient: number / n_cases for number, case in enumerate(cases)}
     folds = assign_folds(burden_of_patient, n_folds=5, n_test=0, seed=0)
-    write_store_json(root, "paired", {"background": 0, "lung": 1, "infection": 2}, cases, folds)
+    labels = {"background": 0, "lung": 1, "infection": 2}
+    write_store_json(Store(root, "paired", labels, tuple(cases), folds))
     images = [npy_bytes(np.full((SIDE, SIDE), z, np.int16)) for z in range(SLICES_PER_CASE)]
     label, foreground = npy_bytes(np.zeros((SIDE, SIDE), np.uint8)), npy_bytes(np.empty((0, 4), np.uint16))
     drawn = random.Random(0).sample(cases, min(with_files, n_cases))

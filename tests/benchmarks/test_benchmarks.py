@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parent
         "scaling",
         "serving",
         "exclusive",
+        "plan --seeds 0 --folds 0",
     ],
 )
 def test_a_quick_benchmark_ends_with_its_verdict(words: str, run_command: Callable) -> None:

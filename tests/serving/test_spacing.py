@@ -112,6 +112,7 @@ def test_a_batch_of_many_pixel_sizes_is_its_sizes_one_after_the_other_to_the_bit
         (None, "Expected a value of type|missing|PIXEL_MM"),
         (sizes_B2[:2], "as many as slices"),
         (sizes_B2 * float("nan"), "above 0"),
+        (sizes_B2 * 1e6, "more than 8192 pixels a side"),
     ):
         with pytest.raises(Exception, match=message):
             segmenter(hu_BCHW, wrong)
