@@ -1,6 +1,6 @@
 """DICOM in: CT series (one file a slice, or enhanced multi-frame) and DICOM-SEG masks. pydicom and highdicom do the parsing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,16 @@ def axial_order(files: Sequence[Path]) -> list[Path]:
     return [frame.path for frame in frames]
 
 
-def read_segmentation(path: Path) -> tuple[Volume, dict[int, str]]:
+def read_segmentation(path: Path, over: Callable[[str], int] | None = None) -> tuple[Volume, dict[int, str]]:
     """A DICOM-SEG: a binary, fractional (from one half) or label map one.
 
+    Args:
+        path: of the file.
+        over: a number for each label: higher ones lie over lower ones. None: the segments' own numbers.
+
     Returns:
-        Segment numbers on the grid that the file has (only slices with segments, often); where segments overlap the higher
-        number is kept. And each segment's label, lower case, words joined by `_`.
+        Segment numbers on the grid that the file has (only slices with segments, often); where segments overlap one is kept. And
+        each segment's label, lower case, words joined by `_`.
 
     Raises:
         DistsegError: not a DICOM-SEG, or damaged.
@@ -126,14 +130,14 @@ def read_segmentation(path: Path) -> tuple[Volume, dict[int, str]]:
         check_voxel_count(path, (int(header.get("NumberOfFrames", 1)), int(header.Rows), int(header.Columns)))
         segmentation = hd.seg.segread(path)
         numbers = [int(number) for number in segmentation.segment_numbers if number]
-        descriptions = {n: segmentation.get_segment_description(n).segment_label for n in numbers}
+        names = {n: as_label(segmentation.get_segment_description(n).segment_label) for n in numbers}
         grid = segmentation.get_volume_geometry(rtol=GAP_TOLERANCE, allow_missing_positions=True)
         if grid is None:
             raise DistsegError(f"mask {path}: got slices at uneven distances; a volume has one; resample it")
         check_voxel_count(path, grid.spatial_shape)
-        label_ZYX = _segment_numbers(segmentation, numbers, grid.spatial_shape)
+        in_order = sorted(numbers, key=lambda n: (over(names[n]) if over else n, n))
+        label_ZYX = _segment_numbers(segmentation, in_order, grid.spatial_shape)
         affine = LPS_TO_RAS @ grid.affine[:, [2, 1, 0, 3]]  # highdicom counts slice, row, column
-    names = {n: as_label(text) for n, text in descriptions.items()}
     return in_lps(path, label_ZYX.T, affine), names
 
 
@@ -161,13 +165,14 @@ def on_grid(segmentation: Volume, image: Volume) -> np.ndarray:
 
 
 def _segment_numbers(segmentation: Any, numbers: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Label map in highdicom's order of slices; fractions are read one segment after the other."""
-    if segmentation.SegmentationType != "FRACTIONAL":
+    """Label map in highdicom's order of slices, later numbers over earlier ones; fractions are read one after the other."""
+    kind = segmentation.SegmentationType
+    if kind == "LABELMAP" or kind == "BINARY" and list(numbers) == sorted(numbers):
         return segmentation.get_volume(combine_segments=True, skip_overlap_checks=True, rtol=GAP_TOLERANCE).array
     label_ZYX = np.zeros(shape, np.uint16)
-    for number in sorted(numbers):
-        fraction = segmentation.get_volume(segment_numbers=[number], rtol=GAP_TOLERANCE).array[..., 0]
-        label_ZYX[fraction >= CONFIDENT] = number
+    for number in numbers:
+        held = segmentation.get_volume(segment_numbers=[number], rtol=GAP_TOLERANCE).array[..., 0]
+        label_ZYX[held >= (CONFIDENT if kind == "FRACTIONAL" else 1)] = number
     return label_ZYX
 
 

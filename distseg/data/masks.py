@@ -94,7 +94,8 @@ def _read_mask(mask: MaskSource, source: CaseSource, volume: Volume) -> tuple[np
     """Values on the volume's grid, and what they stand for."""
     path = mask.files[0]
     if not is_volume(path) and not is_picture(path):
-        segmentation, names = read_segmentation(path)
+        labels = mask.label_of_segment
+        segmentation, names = read_segmentation(path, lambda name: labels.get(name, labels.get("*", 0)))
         return on_grid(segmentation, volume), _label_of_segment(mask, names)
     if is_segmentation(path) and (names := segment_names(path)):
         label_of_segment = _label_of_segment(mask, names)

@@ -84,6 +84,19 @@ def test_segments_of_one_file_are_labels_by_their_names(tmp_path: Path) -> None:
     assert np.array_equal(store.read_case(store.cases[1])[1], np.where(FIRST, 5, 0))
 
 
+def test_a_finding_is_not_hidden_by_the_lung_that_a_file_numbers_higher(tmp_path: Path) -> None:
+    for k in (1, 2):
+        files = write_ct(tmp_path / f"src/p{k}/ct", f"p{k}", shift=k)
+        for kind in ("BINARY", "FRACTIONAL")[k - 1 : k]:
+            write_segmentation(
+                tmp_path / f"src/p{k}/seg.dcm", files, {"infection": FIRST, "lung": FIRST | SECOND}, kind
+            )
+    store, _ = prepare_store(tmp_path / "src", tmp_path / "store", FoldRule(2), workers=1)
+    assert dict(store.labels) == {"background": 0, "lung": 1, "infection": 2}
+    for case in store.cases:
+        assert np.array_equal(store.read_case(case)[1], np.where(FIRST, 2, SECOND))
+
+
 def test_two_series_of_one_patient_are_two_cases_and_other_modalities_are_named(tmp_path: Path) -> None:
     for name in ("before", "after"):
         files = write_ct(tmp_path / f"p1/{name}", "p1")
