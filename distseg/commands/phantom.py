@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     from distseg.phantoms.case import write_phantom  # here, so that --help needs no scientific stack
 
-    write_phantom(args.out, args.cases, args.seed, args.size, args.slices)
+    write_phantom(args.out, args.cases, args.seed, args.size, args.slices, tuple(args.fields))
     print(f"{args.out}: {args.cases} cases of {args.slices} slices, {count_infected(args.out)} with infection")
     return 0
 
@@ -39,7 +39,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the set (default 0)")
     parser.add_argument("--size", metavar="P", type=int, default=256, help="pixels a side (default 256)")
     parser.add_argument("--slices", metavar="Z", type=int, default=28, help="slices a case (default 28)")
+    parser.add_argument(
+        "--fields", metavar=("LOW", "HIGH"), nargs=2, type=float, default=[360.0, 360.0],
+        help="fields of view, mm, that patients' lie between (default 360 360)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    if not 200 <= args.fields[0] <= args.fields[1] <= 1000:
+        parser.error(
+            f"--fields: got {args.fields[0]:g} {args.fields[1]:g}; must be two sizes from 200 to 1000 mm, the lower first"
+        )
     for name, value, least in (("seed", args.seed, 0), ("size", args.size, 64), ("slices", args.slices, 8)):
         if value < least:
             parser.error(f"--{name}: got {value}; must be at least {least}")

@@ -19,8 +19,9 @@ from distseg.files import folder_written_aside, is_free
 from distseg.phantoms.lungs import draw_lesions, draw_parenchyma, paint_vessels
 from distseg.phantoms.shapes import Patient, draw_patient, lungs_and_dome
 from distseg.phantoms.trunk import draw_trunk, great_vessel_tubes
-from distseg.phantoms.voxels import Grid, paint
+from distseg.phantoms.voxels import FIELD_OF_VIEW_MM, Grid, paint
 
+ONE_FIELD = (FIELD_OF_VIEW_MM, FIELD_OF_VIEW_MM)
 OPACITY_THRESHOLD = 0.4  # a voxel is infection where a lesion hides at least this much of the lung
 
 
@@ -33,18 +34,24 @@ class PhantomCase:
     spacing_mm: tuple[float, float, float]  # z, y, x
 
 
-def make_case(seed: int, index: int, size: int = 256, n_slices: int = 28) -> PhantomCase:
+def make_case(
+    seed: int, index: int, size: int = 256, n_slices: int = 28, fields_mm: tuple[float, float] = ONE_FIELD
+) -> PhantomCase:
     """Patient number `index` of the set `seed`: a function of the arguments alone, the same bits in every run.
 
     Args:
         seed: of the set, 0 or more.
         index: of the patient, from 0.
-        size: pixels a side of a square slice of 360 mm.
+        size: pixels a side of a square slice.
         n_slices: over 280 mm.
+        fields_mm: what the patient's field of view lies between; so pixels have many sizes, as those of real scanners.
     """
     rng = np.random.default_rng([seed, index])
     patient = draw_patient(rng, seed, index)
-    grid = Grid(rng, size, n_slices)
+    low, high = fields_mm
+    # From a stream of its own: the patient is the same in any field.
+    field_mm = low + (high - low) * float(np.random.default_rng([seed, index, 1]).uniform())
+    grid = Grid(rng, size, n_slices, field_mm)
     great_vessels = grid.tubes(great_vessel_tubes())
     d_lung, dome = lungs_and_dome(patient, grid, great_vessels)
     hu = draw_trunk(patient, grid, rng, dome, great_vessels)
@@ -61,7 +68,9 @@ def make_case(seed: int, index: int, size: int = 256, n_slices: int = 28) -> Pha
     return PhantomCase(_scan(patient, grid, rng, hu), label, (grid.slice_mm, grid.pixel_mm, grid.pixel_mm))
 
 
-def write_phantom(out: Path, cases: int, seed: int, size: int, n_slices: int) -> None:
+def write_phantom(
+    out: Path, cases: int, seed: int, size: int, n_slices: int, fields_mm: tuple[float, float] = ONE_FIELD
+) -> None:
     """Writes a set in the layout of Zenodo 3757476; the same arguments give the same bytes.
 
     Every fourth case is stored in RAS voxel order and the others in LPS, so that a reader must respect the affine.
@@ -73,7 +82,7 @@ def write_phantom(out: Path, cases: int, seed: int, size: int, n_slices: int) ->
         raise DistsegError(f"phantom: got {out}, which is not empty; it must be new or empty; choose another")
     with folder_written_aside(out) as aside:
         for index in counted(range(cases), "phantom", cases, "case"):
-            _write_case(aside, index, make_case(seed, index, size, n_slices))
+            _write_case(aside, index, make_case(seed, index, size, n_slices, fields_mm))
 
 
 def _write_case(folder: Path, index: int, case: PhantomCase) -> None:

@@ -12,10 +12,10 @@ CUBIC_NOISE_SD = 0.33  # of a cubic B-spline sum of unit normals in three dimens
 class Grid:
     """Where the voxels are, after a smooth warp that makes the ideal shapes a little irregular."""
 
-    def __init__(self, rng: np.random.Generator, size: int, n_slices: int):
-        self.pixel_mm, self.slice_mm = FIELD_OF_VIEW_MM / size, HEIGHT_MM / n_slices
+    def __init__(self, rng: np.random.Generator, size: int, n_slices: int, field_mm: float = FIELD_OF_VIEW_MM):
+        self.field_mm, self.pixel_mm, self.slice_mm = field_mm, field_mm / size, HEIGHT_MM / n_slices
         self.shape = (n_slices, size, size)
-        in_plane = (np.arange(size, dtype=np.float32) + 0.5) * self.pixel_mm - FIELD_OF_VIEW_MM / 2
+        in_plane = (np.arange(size, dtype=np.float32) + 0.5) * self.pixel_mm - field_mm / 2
         self.z = ((np.arange(n_slices, dtype=np.float32) + 0.5) * self.slice_mm)[:, None, None]
         self.x = in_plane + np.clip(2.5 * self.noise(rng, 50), -WARP_LIMIT_MM, WARP_LIMIT_MM)
         self.y = in_plane[:, None] + np.clip(2.5 * self.noise(rng, 50), -WARP_LIMIT_MM, WARP_LIMIT_MM)
@@ -23,10 +23,13 @@ class Grid:
 
     def noise(self, rng: np.random.Generator, scale_mm: float) -> np.ndarray:
         """Smooth Gaussian noise, mean 0, variance 1, whose knots lie in mm and not in pixels: float32 [Z, Y, X]."""
-        extents = (HEIGHT_MM, FIELD_OF_VIEW_MM, FIELD_OF_VIEW_MM)
+        # As many knots in any smaller field, so that it shows the same patient.
+        across = max(self.field_mm, FIELD_OF_VIEW_MM)
+        extents, seen = (HEIGHT_MM, across, across), (HEIGHT_MM, self.field_mm, self.field_mm)
         field: np.ndarray = rng.standard_normal([int(mm / scale_mm) + 5 for mm in extents], dtype=np.float32)
-        for axis, (mm, count) in enumerate(zip(extents, self.shape, strict=True)):
+        for axis, (extent, mm, count) in enumerate(zip(extents, seen, self.shape, strict=True)):
             at = (np.arange(count, dtype=np.float32) + 0.5) * (mm / count / scale_mm)
+            at += np.float32((extent - mm) / 2 / scale_mm)
             left, t = at.astype(int), at % 1
             weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3)
             along: list[int] = [1, 1, 1]
@@ -39,7 +42,7 @@ class Grid:
     def box(self, low: np.ndarray, high: np.ndarray) -> tuple[slice, slice, slice]:
         """Index ranges of the voxels within two corners (x, y, z in mm), the warp allowed for."""
         reach = np.array([WARP_LIMIT_MM, WARP_LIMIT_MM, 3.0])
-        origin = np.array([FIELD_OF_VIEW_MM / 2, FIELD_OF_VIEW_MM / 2, 0])
+        origin = np.array([self.field_mm / 2, self.field_mm / 2, 0])
         step = np.array([self.pixel_mm, self.pixel_mm, self.slice_mm])
         start = np.maximum((low - reach + origin) / step - 0.5, 0).astype(int)
         stop = np.maximum((high + reach + origin) / step + 1.5, 0).astype(int)

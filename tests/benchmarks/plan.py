@@ -1,6 +1,6 @@
 """What `distseg plan` proposes beside the fixed defaults: the same network, the same time, on the phantom.
 
-    python tests/benchmarks/plan.py [--seeds 0 1 2] [--folds 0 1 2] [--seconds 60] [--quick]
+    python tests/benchmarks/plan.py [--seeds 0 1 2] [--folds 0 1 2] [--seconds 60] [--fields 360 360] [--quick]
 
 Both arms train Unet++ on gernet_s with the quickstart's optimizer. Each does the optimizer steps that fit into the time, at the
 speed that one step of it was measured to have. The score is the mean Dice of lung and infection on the validation patients.
@@ -42,7 +42,7 @@ def main() -> int:
     rows, differences = [], []
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        write_phantom(folder / "volumes", cases=9, seed=0, size=96, n_slices=16)
+        write_phantom(folder / "volumes", cases=9, seed=0, size=96, n_slices=16, fields_mm=tuple(args.fields))
         prepare_store(folder / "volumes", folder / "store", FoldRule(3), workers=1)
         store = open_store(folder / "store")
         arms = {"defaults": [], "plan": planned(store)}
@@ -107,6 +107,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=60, help="of training, each (default 60)")
+    parser.add_argument("--fields", type=float, nargs=2, default=[360, 360], help="fields of view of the patients, mm")
     parser.add_argument("--quick", action="store_true", help="three steps, to see that it runs")
     return parser.parse_args()
 

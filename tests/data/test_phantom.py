@@ -155,10 +155,10 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, capsys):
 
 
 def test_a_failure_half_way_leaves_nothing_behind(tmp_path, monkeypatch):
-    def stop_at_the_second(seed, index, size, n_slices):
+    def stop_at_the_second(seed, index, size, n_slices, fields_mm: tuple[float, float]):
         if index == 1:
             raise OSError("disk full")
-        return make_case(seed, index, size, n_slices)
+        return make_case(seed, index, size, n_slices, fields_mm)
 
     monkeypatch.setattr("distseg.phantoms.case.make_case", stop_at_the_second)
     with pytest.raises(OSError, match="disk full"):
@@ -179,3 +179,14 @@ def test_wrong_numbers_are_wrong_use(tmp_path, wrong, capsys):
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "set"), wrong])
     assert stop.value.code == 2 and "must be at least" in capsys.readouterr().err
+
+
+def test_fields_of_view_differ_and_show_the_same_patients() -> None:
+    own = [make_case(SEED, index, SIZE, SLICES) for index in range(3)]
+    wide = [make_case(SEED, index, SIZE, SLICES, (360.0, 600.0)) for index in range(3)]
+    assert {case.spacing_mm[1] for case in own} == {360.0 / SIZE}
+    sizes = [case.spacing_mm[1] * SIZE for case in wide]
+    assert len(set(sizes)) == 3 and min(sizes) >= 360 and max(sizes) <= 600
+    for one, other in zip(own, wide, strict=True):
+        ml, other_ml = (np.count_nonzero(case.label_ZYX) * np.prod(case.spacing_mm) / 1000 for case in (one, other))
+        assert abs(other_ml / ml - 1) < 0.05
