@@ -77,7 +77,7 @@ def plan(
         if "data.image_size" not in given
         else Choice("data.image_size", base.data.image_size, GIVEN)
     )
-    spacing = spacing_mm(store, size.value)
+    spacing = spacing_mm(store, size.value, fit=given.get("data.fit"))
     cost = pair_cost(base.model, base.data.channels, size.value)
     n_train = len(store.slices_of_split("train", base.data.fold))
     batch = batch_size(cost, machine, n_train, base.train.batch_size_per_rank)
@@ -128,8 +128,10 @@ def image_size(store: Store, base: Config) -> Choice:
     return Choice("data.image_size", base.data.image_size, f"as configured; slices have {longer:g} pixels a side")
 
 
-def spacing_mm(store: Store, size: int) -> list[Choice]:
-    """One pixel size where fields of view differ, or none."""
+def spacing_mm(store: Store, size: int, fit: str | None) -> list[Choice]:
+    """One pixel size where fields of view differ, or none; `fit` is the one given, if any."""
+    if fit == "resize":
+        return [Choice("data.spacing_mm", None, "images of one pixel size need data.fit=crop")]
     seen = store.slices_of(store.cases).sizes_mm()
     if any(case.pixel_size_mm is None for case in store.cases):
         return [Choice("data.spacing_mm", None, "not all volumes say how large their pixels are")]
@@ -149,12 +151,12 @@ def spacing_mm(store: Store, size: int) -> list[Choice]:
 
 def neighbours(base: Config) -> Choice:
     return Choice(
-        "data.neighbours", base.data.neighbours, "as configured: slices on each side were not measured to gain"
+        "data.neighbours", base.data.neighbours, "as configured: what slices on each side gain is not measured"
     )
 
 
 def focus_share(store: Store, base: Config) -> Choice:
-    return Choice("data.focus_share", base.data.focus_share, "as configured: over-sampling was not measured to gain")
+    return Choice("data.focus_share", base.data.focus_share, "as configured: what over-sampling gains is not measured")
 
 
 def flips(base: Config) -> Choice:
@@ -206,7 +208,7 @@ def as_yaml(choices: Sequence[Choice], command: str) -> str:
         choices: the values.
         command: that made it.
     """
-    return f"# Made by {command}\n" + "".join(_lines(choices, ""))
+    return f"# Made by {' '.join(command.split())}\n" + "".join(_lines(choices, ""))
 
 
 def _lines(choices: Sequence[Choice], prefix: str) -> Iterator[str]:

@@ -106,3 +106,17 @@ def test_what_is_given_is_kept(store: Path) -> None:
     text = as_yaml(choices, "distseg plan")
     assert "image_size: 32  # as you gave it" in text and "flip_probability: 0.25  # as you gave it" in text
     assert machine_here(3.0).gpu_memory_gib == 3.0
+
+
+def test_a_value_given_at_its_default_is_kept(store: Path, run_command: Run) -> None:
+    words = ("data.image_size=256", "train.epochs=100", *SMALL)
+    done = run_command("distseg", "plan", store, "--budget", "5m", *words)
+    assert "image_size: 256  # as you gave it" in done.stdout  # type: ignore[attr-defined]
+    assert "epochs: 100  # as you gave it" in done.stdout  # type: ignore[attr-defined]
+
+
+def test_no_pixel_size_is_chosen_for_slices_that_are_resized_whole(store: Path, tmp_path: Path) -> None:
+    varied = with_sizes(open_store(store), 5.0, 6.0, 7.0)
+    file = tmp_path / "plan.yaml"
+    file.write_text(as_yaml(plan(varied, BASE, CPU, given={"data.fit": "resize"}), "distseg plan a\nb: c"))
+    assert load_config(file).data.spacing_mm is None

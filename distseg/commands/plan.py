@@ -18,7 +18,7 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    from distseg.config_files import flat, load_config  # these here, so that --help answers at once
+    from distseg.config_files import flat, load_config, read_override  # these here, so that --help answers at once
 
     base = load_config(None, args.overrides)
     if args.out is not None and args.out.exists():
@@ -31,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from distseg.planning import as_yaml, machine_here, plan
 
     defaults = flat(Config().to_dict())
-    given = {key: value for key, value in flat(base.to_dict()).items() if defaults.get(key, {}) != value}
+    named = tuple(f"{read_override(override)[0]}." for override in args.overrides)  # kept at the default's value too
+    given = {
+        key: value
+        for key, value in flat(base.to_dict()).items()
+        if f"{key}.".startswith(named) or defaults.get(key, {}) != value
+    }
     choices = plan(open_store(args.store), base, machine_here(args.gpu_memory), args.budget, given)
     text = as_yaml(choices, f"distseg plan {args.store}")
     if args.out is None:
