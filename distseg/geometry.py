@@ -1,6 +1,13 @@
 """How large a slice is to the network: one function for the input pipeline, the segmenter and the files that hold it."""
 
+from collections.abc import Sequence
+
 MM_BEYOND = 0.15  # of the training's range: how far a pixel or a field of view may lie outside before a note is due
+
+
+def field_mm(shape: Sequence[int], pixel_mm: Sequence[float]) -> float:
+    """Field of view: the longer side of a slice of so many rows and columns, whose pixels have these sizes."""
+    return max(mm * n for mm, n in zip(pixel_mm, shape, strict=True))
 
 
 # Types of Python alone, and names for both sides: TorchScript compiles it into model.pt.

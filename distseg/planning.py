@@ -15,15 +15,13 @@ import yaml
 from distseg.config import Config
 from distseg.data.store import Store, settled
 from distseg.errors import DistsegError
-from distseg.geometry import MM_BEYOND
+from distseg.geometry import MM_BEYOND, field_mm
 from distseg.models.table import Cost, pair_cost
 
 GIVEN = "as you gave it"
 STRIDE = 32  # of every network: sides are multiples of it
-USABLE, PEAK = (
-    0.85,
-    1.6,
-)  # of a GPU's memory; of what forward keeps, at worst what a step holds besides (measured: 0.82 to 1.58)
+USABLE = 0.85  # of a GPU's memory
+PEAK = 1.6  # of what forward keeps, at worst what a step holds besides (measured: 0.82 to 1.58)
 TRAINING_MACS = 3  # forward, and twice that backward
 # Billions of multiply-accumulates a second in training, low rather than high: of a CPU core in float32 (the quickstart: 12 on
 # two cores), of a GPU in bfloat16.
@@ -91,7 +89,7 @@ def plan(
         size,
         *spacing,
         neighbours(base),
-        focus_share(store, base),
+        focus_share(base),
         flips(base),
         batch,
         epochs(cost, machine, n_train, budget_s, base.train.epochs),
@@ -132,15 +130,12 @@ def spacing_mm(store: Store, size: int, fit: str | None) -> list[Choice]:
     """One pixel size where fields of view differ, or none; `fit` is the one given, if any."""
     if fit == "resize":
         return [Choice("data.spacing_mm", None, "images of one pixel size need data.fit=crop")]
-    seen = store.slices_of(store.cases).sizes_mm()
-    if any(case.pixel_size_mm is None for case in store.cases):
+    fields = [field_mm(case.shape[1:], case.pixel_size_mm) for case in store.cases if case.pixel_size_mm]
+    if len(fields) < len(store.cases):
         return [Choice("data.spacing_mm", None, "not all volumes say how large their pixels are")]
-    low, high = seen["field_mm"]
+    low, high = (round(mm, 4) for mm in (min(fields), max(fields)))
     if high <= low * (1 + MM_BEYOND):
         return [Choice("data.spacing_mm", None, f"fields of view are alike, {low:g} to {high:g} mm")]
-    fields = [
-        max(mm * n for mm, n in zip(case.pixel_size_mm or (), case.shape[1:], strict=True)) for case in store.cases
-    ]
     spacing = float(f"{median(fields) / size:.2g}")
     reason = f"fields of view differ, {low:g} to {high:g} mm: lesions keep one size (docs/measured/field_of_view.md)"
     return [
@@ -155,7 +150,7 @@ def neighbours(base: Config) -> Choice:
     )
 
 
-def focus_share(store: Store, base: Config) -> Choice:
+def focus_share(base: Config) -> Choice:
     return Choice("data.focus_share", base.data.focus_share, "as configured: what over-sampling gains is not measured")
 
 

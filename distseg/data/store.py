@@ -26,6 +26,7 @@ from distseg.config import MAX_LABEL, Config
 from distseg.data.splits import Folds, check_patients_apart
 from distseg.errors import DistsegError
 from distseg.files import sha256_of, write_json
+from distseg.geometry import field_mm
 from distseg.regions import one_sided, own_regions
 
 STORE_VERSION = 2
@@ -141,7 +142,7 @@ class Slices(Sequence[SliceFiles]):
         """Least and most of their pixels (pixel_mm) and of their longer sides (field_mm); none where no case says it."""
         known = [(case.pixel_size_mm, case.shape[1:]) for case in self.cases if case.pixel_size_mm]
         pixels = [max(sizes) for sizes, _ in known]
-        fields = [max(mm * n for mm, n in zip(sizes, shape, strict=True)) for sizes, shape in known]
+        fields = [field_mm(shape, sizes) for sizes, shape in known]
         found = {"pixel_mm": pixels, "field_mm": fields} if known else {}
         return {name: [round(min(mm), 4), round(max(mm), 4)] for name, mm in found.items()}
 

@@ -19,7 +19,7 @@ from distseg.data.volume import Volume, hounsfield
 from distseg.data.volume_files import read_volume, write_volume
 from distseg.errors import DistsegError
 from distseg.files import locked
-from distseg.geometry import MM_BEYOND
+from distseg.geometry import MM_BEYOND, field_mm
 from distseg.regions import regions_by_width
 from distseg.serving.description import ModelDescription
 from distseg.serving.finished import TABLE, Finished, name_in
@@ -209,9 +209,8 @@ def notes_on_size(described: ModelDescription, volume: Volume) -> list[str]:
     seen = (described.training or {}).get("seen") or {}
     if described.spacing_mm is not None or volume.spacing_mm is None:
         return []
-    lengths_mm = [mm * n for mm, n in zip(volume.spacing_mm[1:], volume.values_ZYX.shape[1:], strict=True)]
     what, key, mm = (
-        ("a field of view", "field_mm", max(lengths_mm))
+        ("a field of view", "field_mm", field_mm(volume.values_ZYX.shape[1:], volume.spacing_mm[1:]))
         if described.image_size
         else ("pixels", "pixel_mm", max(volume.spacing_mm[1:]))
     )

@@ -131,8 +131,11 @@ def _fitting(tree: Tree) -> list[str]:
 def _inside(tree: Tree) -> str:
     """Folders of the source that have a layout, which may be what was meant."""
     folders = [name.path for name in tree.folders if name.stem.count("/") < 2][:MOST_LOOKED_INTO]
-    found = [(path, name) for path in folders for name, layout in LAYOUTS.items() if layout.fits(Tree(path))]
-    return f"; {found[0][0]} fits {found[0][1]}, give that" if found else ""
+    for inner in map(Tree, folders):
+        for name, layout in LAYOUTS.items():
+            if layout.fits(inner):
+                return f"; {inner.root} fits {name}, give that"
+    return ""
 
 
 def _with_patients(source: Source, pattern: str) -> Source:

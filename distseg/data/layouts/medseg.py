@@ -5,11 +5,12 @@ from pathlib import Path
 
 from distseg.data.file_kinds import NIFTI
 from distseg.data.label_names import KNOWN
-from distseg.data.layouts.source import LUNG_VALUES, CaseSource, MaskSource, Source
+from distseg.data.layouts.source import CaseSource, MaskSource, Source
 from distseg.data.layouts.tree import Tree
 from distseg.data.volume_files import read_volume
 from distseg.errors import DistsegError
 
+LUNG_VALUES = {1: 1, 2: 1}  # right and left become one label
 RULE = "tr_im.nii.gz with tr_mask.nii.gz"
 
 

@@ -12,7 +12,7 @@ from distseg.data.layouts.source import (
     CaseSource,
     Source,
     by_case,
-    check_images,
+    check_pairs,
     ignoring,
     label_map,
     patient_of_files,
@@ -105,13 +105,8 @@ def _pairs(src: Path, described: Mapping[str, Any]) -> tuple[Pairs, dict[str, st
     ending = _ending(described)
     images = _named(src / "imagesTr", f"_0000{ending}")
     masks = _named(src / "labelsTr", ending)
-    check_images({case: (path,) for case, path in images.items()}, {case: (path,) for case, path in masks.items()})
-    if missing := sorted(images.keys() - masks.keys()):
-        raise DistsegError(
-            f"mask: got none for volume {images[missing[0]]} ({len(missing)} without); every volume needs "
-            f"{src / 'labelsTr' / missing[0]}{ending}; add the mask or move the volume away"
-        )
-    return {case: (images[case], masks[case]) for case in masks}, {}
+    check_pairs(src / "labelsTr", images, masks)
+    return {case: (images[case][0], masks[case][0]) for case in masks}, {}
 
 
 def _listed(src: Path, described: Mapping[str, Any]) -> tuple[Pairs, dict[str, str]]:
@@ -138,14 +133,13 @@ def _there(src: Path, name: object) -> Path:
     raise DistsegError(f"{src / DATASET}: got {name}; no such file; mend the path, or remove the case")
 
 
-def _named(folder: Path, ending: str) -> dict[str, Path]:
+def _named(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
     if not folder.is_dir():
         raise DistsegError(
             f"source: got {folder.parent} without {folder.name}/; {RULE}; add it, or say --images and --masks"
         )
     paths = [path for path in sorted(folder.iterdir()) if path.name.endswith(ending) and not path.name.startswith(".")]
-    found = by_case((path.name[: -len(ending)], (path,)) for path in paths)
-    return {case: files[0] for case, files in found.items()}
+    return by_case((path.name[: -len(ending)], (path,)) for path in paths)
 
 
 def _folds(src: Path, patient_of_case: Mapping[str, str]) -> tuple[dict[str, int], str, list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distseg.config import IGNORED_LABEL
 from distseg.data.dicom import read_patient_id
-from distseg.data.file_kinds import is_dicom, is_picture, is_volume, number_of_picture, series_files
+from distseg.data.file_kinds import is_picture, is_volume, number_of_picture, series_files
 from distseg.data.label_names import KNOWN, as_label
 from distseg.errors import DistsegError
 
@@ -17,7 +17,6 @@ SPLITS = ("train", "val", "test")
 BY_NAME = "the case's name"  # nobody said which cases are of one patient
 BY_FILE = "what stands before the number of a picture"
 OF_THE_SET = "as the set describes them"
-LUNG_VALUES = {1: 1, 2: 1}  # right and left become one label
 
 
 @dataclass(frozen=True)
@@ -201,8 +200,3 @@ def check_pairs(folder: Path, images: Mapping[str, Sequence[Path]], masks: Mappi
             f"{folder}/{missing[0]}...; add the mask or move the volume away"
         )
     check_images(images, masks)
-
-
-def is_series_or_volume(path: Path) -> bool:
-    """A file that a volume may be in by itself."""
-    return is_volume(path) or is_dicom(path)

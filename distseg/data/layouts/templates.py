@@ -58,11 +58,12 @@ class Template:
     """volumes without a mask are left out; otherwise they are a mistake"""
 
     def fits(self, tree: Tree) -> bool:
-        return bool(self._chosen(tree)) and any(
+        return bool(self.chosen(tree)) and any(
             re.fullmatch(self.case, c) for c, _, _ in Pattern(self.images).matches(tree)
         )
 
-    def _chosen(self, tree: Tree) -> Mapping[str, Mapping[int, str]]:
+    def chosen(self, tree: Tree) -> Mapping[str, Mapping[int, str]]:
+        """The alternative whose files are there; none: {}."""
         return next((masks for masks in self.masks if all(Pattern(text).fits(tree) for text in masks)), {})
 
     def rule(self) -> str:
@@ -121,8 +122,9 @@ def read_set(layout: str, tree: Tree, declared: Mapping[str, int] | None) -> Sou
     template = TEMPLATES[layout]
     found = _Found(tree, template.images, template.renamed, template.case)
     masks: dict[str, list[MaskSource]] = {case: [] for case in found.images}
-    labels, come_from = _labels(template._chosen(tree)), OF_THE_SET
-    for text, name_of_value in template._chosen(tree).items():
+    chosen = template.chosen(tree)
+    labels, come_from = _labels(chosen), OF_THE_SET
+    for text, name_of_value in chosen.items():
         pattern = Pattern(text)
         if pattern.has_label:
             of_cases, labels = _masks_by_file(found, pattern, declared)
@@ -134,7 +136,7 @@ def read_set(layout: str, tree: Tree, declared: Mapping[str, int] | None) -> Sou
         _check(template, tree, text, found.images, of_cases)
         for case, sources in of_cases.items():
             masks[case] += sources
-    if declared is not None and not any(Pattern(text).has_label for text in template._chosen(tree)):
+    if declared is not None and not any(Pattern(text).has_label for text in chosen):
         raise DistsegError(
             f"--labels: got {', '.join(declared)}; layout {layout} has its own; leave it out, or choose --layout"
         )

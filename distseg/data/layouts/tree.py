@@ -82,7 +82,6 @@ class Pattern:
         Raises:
             DistsegError: it has no `{case}`, or braces around something else.
         """
-        self.text = text
         stem, self.suffix = _as_written(*parted(text.removeprefix("./")))
         if "{case}" not in text:
             raise DistsegError(
